@@ -1,0 +1,3 @@
+"""The commands of relayd."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Pure values and deciders: no I/O, no clock, no asyncio, no third-party import."""
+
+from __future__ import annotations

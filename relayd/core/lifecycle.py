@@ -1,0 +1,128 @@
+"""The life of one recipient: its states, what an attempt can mean for it, and the table that joins the two.
+
+Here is decided what becomes of a recipient, and nowhere else; callers report facts (an Outcome) and write
+down what the table says. docs/architecture.md shows the same table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from relayd.core.event import EventKind
+from relayd.core.reply import Reply
+
+
+class State(StrEnum):
+    """Where a recipient stands. The last five are final."""
+
+    QUEUED = "queued"
+    """Waits for its first attempt."""
+    DEFERRED = "deferred"
+    """Waits for another attempt."""
+    UNCERTAIN = "uncertain"
+    """The message was sent whole but no reply came: it may have been delivered (RFC 1047)."""
+    HELD = "held"
+    """Waits for an operator."""
+    DELIVERED = "delivered"
+    BOUNCED = "bounced"
+    EXPIRED = "expired"
+    SUPPRESSED = "suppressed"
+    DELETED = "deleted"
+
+    @property
+    def final(self) -> bool:
+        """Nothing more will be attempted."""
+        return self in FINAL
+
+
+FINAL = frozenset({State.DELIVERED, State.BOUNCED, State.EXPIRED, State.SUPPRESSED, State.DELETED})
+WAITING = frozenset(State) - FINAL
+
+
+class OutcomeKind(StrEnum):
+    """What one attempt meant for one recipient."""
+
+    DELIVERED = "delivered"
+    """The upstream took it: 2yz after the final dot."""
+    REJECTED = "rejected"
+    """5yz about this recipient or this message."""
+    DEFERRED = "deferred"
+    """4yz, a dropped connection or a time-out before the final dot: counts as an attempt."""
+    UNCERTAIN = "uncertain"
+    """Silence or a drop after the final dot."""
+    TROUBLE = "trouble"
+    """The upstream's own trouble (AUTH, TLS, connect, quota, sender refused): counts no attempt, blames nobody."""
+
+
+class Stage(StrEnum):
+    """Where in the dialogue with the upstream something happened."""
+
+    CONNECT = "connect"
+    TLS = "tls"
+    EHLO = "ehlo"
+    AUTH = "auth"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    DOT = "dot"
+    LOCAL = "local"
+    """Decided here before anything was sent: size, 8BITMIME, SMTPUTF8, expiry, an operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The fact that delivery reports about one recipient of one attempt."""
+
+    kind: OutcomeKind
+    stage: Stage
+    reply: Reply
+    """The upstream's, or one that we word for a failure without a reply (with X.4.x or X.7.x codes)."""
+    cls: str = "unknown"
+    """Class of core/classify.py, for metrics and people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the table says: the next state, the event to write, whether the attempt counts, whether to try again."""
+
+    state: State
+    event: EventKind
+    counts: bool
+    retry: bool
+
+
+class OnUncertain(StrEnum):
+    """The upstream's policy for post-dot silence."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+
+
+_DELIVERED = Step(State.DELIVERED, EventKind.DELIVERED, counts=True, retry=False)
+_BOUNCED = Step(State.BOUNCED, EventKind.BOUNCED, counts=True, retry=False)
+_DEFERRED = Step(State.DEFERRED, EventKind.DEFERRED, counts=True, retry=True)
+_UNCERTAIN_RETRY = Step(State.UNCERTAIN, EventKind.UNCERTAIN, counts=True, retry=True)
+_UNCERTAIN_HOLD = Step(State.UNCERTAIN, EventKind.UNCERTAIN, counts=True, retry=False)
+
+ATTEMPTABLE = frozenset({State.QUEUED, State.DEFERRED, State.UNCERTAIN})
+"""States from which an attempt can be made; a held recipient is released first."""
+
+
+def step(state: State, outcome: OutcomeKind, on_uncertain: OnUncertain = OnUncertain.RETRY) -> Step:
+    """The lifecycle table: recipient state × outcome → step. Raises ValueError for a state that has no attempts."""
+    if state not in ATTEMPTABLE:
+        raise ValueError(f"a recipient that is {state} is not attempted")
+    match outcome:
+        case OutcomeKind.DELIVERED:
+            return _DELIVERED
+        case OutcomeKind.REJECTED:
+            return _BOUNCED
+        case OutcomeKind.DEFERRED:
+            # what may already have arrived stays marked so: a later success is then a known duplicate
+            return _UNCERTAIN_RETRY if state is State.UNCERTAIN else _DEFERRED
+        case OutcomeKind.UNCERTAIN:
+            return _UNCERTAIN_HOLD if on_uncertain is OnUncertain.HOLD else _UNCERTAIN_RETRY
+        case OutcomeKind.TROUBLE:
+            # the state stays what it was: the mail has not been tried in any sense that concerns the recipient
+            return Step(state, EventKind.DEFERRED, counts=False, retry=True)

@@ -1,0 +1,3 @@
+"""The one door for SMTP, HTTP and our own reports: admission, then submission to the spool."""
+
+from __future__ import annotations

@@ -1,0 +1,31 @@
+"""Facts about one client session, as the listener finds them and admission judges them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from relayd.config.models import Credential, Listener
+from relayd.core.units import Millis
+
+
+@dataclass(slots=True)
+class ClientSession:
+    """One client's session: owned and updated by the listener, read by intake. Never shared between connections."""
+
+    listener: Listener
+    peer: IPv4Address | IPv6Address
+    """The client; behind PROXY or XCLIENT the one they name. IPv4-mapped IPv6 addresses are unmapped."""
+    port: int
+    loopback: bool
+    """The TCP connection itself stays on this machine."""
+    connected_at: Millis
+    helo: str = ""
+    esmtp: bool = False
+    tls: str | None = None
+    credential: Credential | None = None
+    network: str | None = None
+    """Name of the network that lets the client in (its CIDR where the listener names none); None: not in any."""
+    mails: int = 0
+    """Mails accepted in this session."""
+    labels: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,185 @@
+"""The Store interface, in the verbs of mail: accept, settle, due, content, notices, history.
+
+Engines (sqlite.py) implement it and pass one common suite; nobody else touches a database.
+All writes of one worker go through one Store; reading across workers is reader.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from relayd.core.event import Event
+from relayd.core.ids import MessageId
+from relayd.core.lifecycle import Stage, State
+from relayd.core.mail import Message, Recipient
+from relayd.core.units import Millis
+
+
+class StoreError(Exception):
+    """The spool could not do what was asked; nothing of the request was kept."""
+
+
+class StoreFullError(StoreError):
+    """No room: the disk or its inodes are exhausted, or under the configured reserve."""
+
+
+class NoSuchMessageError(StoreError):
+    """No segment holds this message (never accepted here, or past its keeping time)."""
+
+
+class Notice(StrEnum):
+    """A report that is owed to the envelope sender about a recipient (RFC 3461, RFC 3464)."""
+
+    FAILURE = "failure"
+    DELAY = "delay"
+    SUCCESS = "success"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One recipient as the queue knows it."""
+
+    n: int
+    recipient: Recipient
+    lane: str
+    """The upstream chosen at the last look at the routes; "" while no route fits."""
+    state: State = State.QUEUED
+    attempts: int = 0
+    due: Millis | None = None
+    """When to try next; None while held or final."""
+    delayed: bool = False
+    """A delay notice was made (or was due but not wanted)."""
+    notice: Notice | None = None
+    """A report owed to the sender, not sent yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message with those of its recipients that are to be sent together. `content` is None when on disk only."""
+
+    message: Message
+    recipients: tuple[Waiting, ...]
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is due now, oldest first, and when the next after these will be (None: nothing waits)."""
+
+    deliveries: list[Delivery]
+    next_due: Millis | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One transaction with an upstream, as history shows it."""
+
+    at: Millis
+    took: Millis
+    upstream: str
+    endpoint: str
+    """host:port that was spoken to; "" when no connection came about."""
+    tls: str | None
+    stage: Stage
+    """How far it came."""
+    reply: str
+    transcript: str | None
+    """The dialogue, secrets left out; kept for failed attempts only."""
+    recipients: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The next standing of one recipient, with the event that says why. The event is written with it or not at all."""
+
+    after: Waiting
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What one attempt (or one act of an operator) changed in one message: one transaction."""
+
+    message: MessageId
+    changes: tuple[Change, ...]
+    attempt: Attempt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    """How much waits for one upstream, and since when the oldest was accepted."""
+
+    lane: str
+    depth: int
+    oldest: Millis | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All that is known of one message."""
+
+    message: Message
+    recipients: tuple[Waiting, ...]
+    attempts: tuple[Attempt, ...]
+    events: tuple[Event, ...]
+    has_content: bool
+
+
+class Store(Protocol):
+    """One worker's spool. Futures resolve on the worker's loop, after the commit is on disk."""
+
+    def mint(self) -> MessageId:
+        """A fresh id of this worker."""
+
+    def accept(self, message: Message, recipients: Sequence[Waiting], content: bytes) -> asyncio.Future[None]:
+        """Keep message, recipients and their `accepted` events in one durable transaction.
+
+        The future's cancellation cancels nothing that is under way. It raises StoreFullError or StoreError.
+        """
+
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        """Write attempt, recipient states and events in one durable transaction, in the message's own segment.
+
+        Recipients that are final already are left as they are, and their events are not written: the first
+        final outcome stands. Raises StoreError, StoreFullError.
+        """
+
+    def subscribe(self, reader: Callable[[Sequence[Event]], None]) -> None:
+        """Call `reader` on the loop with the events of each commit, in order, after it is on disk."""
+
+    async def due(self, lane: str, now: Millis, limit: int, skip: Container[MessageId]) -> Due:
+        """Recipients of `lane` whose time has come, grouped by message, without content, less those in `skip`."""
+
+    async def lanes(self) -> list[LaneDepth]:
+        """Every lane that has waiting recipients (held and parked ones not counted)."""
+
+    async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
+        """Look at the routes again for every waiting recipient; how many changed lanes. Used when the configuration changed."""
+
+    async def content(self, message: MessageId) -> bytes:
+        """The kept octets. Raises NoSuchMessageError when message or body is gone."""
+
+    async def history(self, message: MessageId) -> History:
+        """Everything known of a message. Raises NoSuchMessageError."""
+
+    async def owing(self, limit: int) -> list[MessageId]:
+        """Messages with a report owed to their sender."""
+
+    def noticed(self, message: MessageId, ns: Sequence[int]) -> asyncio.Future[None]:
+        """The owed reports about these recipients are made: clear their `notice`."""
+
+    async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
+        """Waiting recipients (deferred, paused, uncertain; not held) of messages accepted before that moment."""
+
+    async def undelayed(self, accepted_before: Millis, limit: int) -> list[Delivery]:
+        """Waiting recipients accepted before that moment about which no delay notice was considered yet."""
+
+    async def retain(self, now: Millis) -> None:
+        """Drop bodies and whole segments past their keeping time; never anything that still waits."""
+
+    async def close(self) -> None:
+        """Commit what is pending and close."""

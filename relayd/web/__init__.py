@@ -1,0 +1,3 @@
+"""HTTP: health and metrics."""
+
+from __future__ import annotations
