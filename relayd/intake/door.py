@@ -7,11 +7,16 @@ from typing import Protocol
 
 from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
+from relayd.intake.memory import MemoryBudget
 from relayd.intake.session import ClientSession
 
 
 class Door(Protocol):
     """Every method answers at once unless it is a coroutine; None means: go on."""
+
+    memory: MemoryBudget
+    """The listener reserves the octets of a message while it receives it, and releases them when `submit` has
+    answered (or the session ended). What is handed on in memory to delivery, intake and the lanes count themselves."""
 
     def connect(self, session: ClientSession) -> Reply | None:
         """A client connected (after PROXY, XCLIENT): may it speak? Sets session.network.
