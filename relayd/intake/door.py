@@ -29,7 +29,7 @@ class Door(Protocol):
         """Check a login: 235 2.7.0 and session.credential set; 535 5.7.8 (slowed); 421 4.7.0 after too many."""
 
     def mail(self, session: ClientSession, envelope: Envelope, size: int) -> Reply | None:
-        """May this client send from this sender, of this declared size (0: not declared)? See admission.py for the order."""
+        """May it send from this sender, of this declared size (0: not declared)? See admission.py for the order."""
 
     def rcpt(self, session: ClientSession, envelope: Envelope, recipient: Recipient, count: int) -> Reply | None:
         """May it add this recipient, when `count` are accepted already?"""
@@ -39,5 +39,6 @@ class Door(Protocol):
     ) -> Reply:
         """Keep the message: 250 2.0.0 with its id once durable, else the reason. Never raises for bad input.
 
-        `content` is dot-unstuffed, ends with CRLF, and has CRLF line ends only. Cancelling the caller cancels no commit.
+        `content` is dot-unstuffed, ends with CRLF, and has CRLF line ends only.
+        Cancelling the caller cancels no commit.
         """

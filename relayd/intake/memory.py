@@ -28,18 +28,16 @@ class MemoryBudget:
         if used > self.limit:
             return False
         self.used = used
-        if used > self.peak:
-            self.peak = used
+        self.peak = max(self.peak, used)
         return True
 
     def take(self, octets: int) -> None:
-        """Count octets that are held already, beyond the limit if need be (our own reports, content being handed on)."""
+        """Count octets that are held already, beyond the limit if need be (our own reports, content handed on)."""
         self.used += octets
-        if self.used > self.peak:
-            self.peak = self.used
+        self.peak = max(self.peak, self.used)
 
     def release(self, octets: int) -> None:
-        """Give back what was reserved or taken. Raises ValueError for more than is held: that is an error in our code."""
+        """Give back what was reserved or taken. Raises ValueError for more than is held: a fault in our code."""
         if octets > self.used:
             raise ValueError(f"{octets} octets released, but only {self.used} are held")
         self.used -= octets
