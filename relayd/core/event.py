@@ -27,6 +27,8 @@ class EventKind(StrEnum):
     RETRIED = "retried"
     """An operator asked for an attempt at once."""
     DELETED = "deleted"
+    MOVED = "moved"
+    """The routes, looked at again, chose another upstream."""
 
 
 @dataclass(frozen=True, slots=True)

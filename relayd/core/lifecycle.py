@@ -126,3 +126,40 @@ def step(state: State, outcome: OutcomeKind, on_uncertain: OnUncertain = OnUncer
         case OutcomeKind.TROUBLE:
             # the state stays what it was: the mail has not been tried in any sense that concerns the recipient
             return Step(state, EventKind.DEFERRED, counts=False, retry=True)
+
+
+class Act(StrEnum):
+    """What an operator, or the end of the lifetime, does to a waiting recipient."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    RETRY = "retry"
+    FAIL = "fail"
+    DELETE = "delete"
+    EXPIRE = "expire"
+
+
+def act(state: State, deed: Act, *, parked: bool, attempted: bool) -> Step | None:
+    """The other half of the table: waiting state × act → step; None where the act changes nothing.
+
+    `parked`: uncertain and waiting for a decision (on_uncertain: hold). `attempted`: some attempt was counted.
+    `Step.retry` means: due at once.
+    """
+    if state in FINAL:
+        return None
+    match deed:
+        case Act.HOLD:
+            return None if state is State.HELD else Step(State.HELD, EventKind.HELD, counts=False, retry=False)
+        case Act.RELEASE:
+            if state is State.HELD:
+                back = State.DEFERRED if attempted else State.QUEUED
+                return Step(back, EventKind.RELEASED, counts=False, retry=True)
+            return Step(state, EventKind.RELEASED, counts=False, retry=True) if parked else None
+        case Act.RETRY:
+            return None if state is State.HELD else Step(state, EventKind.RETRIED, counts=False, retry=True)
+        case Act.FAIL:
+            return Step(State.BOUNCED, EventKind.BOUNCED, counts=False, retry=False)
+        case Act.DELETE:
+            return Step(State.DELETED, EventKind.DELETED, counts=False, retry=False)
+        case Act.EXPIRE:
+            return Step(State.EXPIRED, EventKind.EXPIRED, counts=False, retry=False)

@@ -1,0 +1,207 @@
+"""The queue in memory: one lane for each upstream, a bounded window over what waits on disk.
+
+Fresh mail enters by `push` with its content, retries and backlog are fed from the store; both take turns, so that
+neither starves the other. Lanes hand out deliveries and never speak to an upstream: carriers (dispatch.py) do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from relayd.core.ids import MessageId
+from relayd.core.units import Millis
+from relayd.delivery.gate import Gate
+from relayd.intake.memory import MemoryBudget
+from relayd.spool.store import Delivery, Store, StoreError
+
+_FEED_RETRY = 5.0
+"""Seconds until the store is asked again after it failed to answer."""
+
+
+class Lane:
+    """One upstream's part of the queue. Lives on one event loop.
+
+    A message is in the lane's window at most once (`_held`); it leaves when its settlement is on disk.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        memory: MemoryBudget,
+        clock: Callable[[], Millis],
+        *,
+        window: int,
+        ready: Callable[[Lane], None],
+    ) -> None:
+        self.name = name
+        self.gate = Gate()
+        self.window = window
+        self._stored_most = max(window // 2, 1)
+        self._store = store
+        self._memory = memory
+        self._clock = clock
+        self._ready = ready
+        self._fresh: deque[Delivery] = deque()
+        self._stored: deque[Delivery] = deque()
+        self._turn_of_stored = False
+        self._held: dict[MessageId, Delivery] = {}
+        self._flying: set[MessageId] = set()
+        self._wake = asyncio.Event()
+        self._next_due: Millis = 0
+        """When the store has something for us that is not in the window; 0 at start: look."""
+        self._feeder: asyncio.Task[None] | None = None
+        self.blocked = 0
+        """Settlements that could not be written: nothing more is taken until they are."""
+
+    def start(self) -> None:
+        """Begin to feed from the store."""
+        self._feeder = asyncio.create_task(self._feed(), name=f"feed {self.name or 'unrouted'}")
+
+    async def stop(self) -> None:
+        """Stop feeding and let go of everything in the window; it stays on disk."""
+        if self._feeder is not None:
+            self._feeder.cancel()
+            await asyncio.gather(self._feeder, return_exceptions=True)
+            self._feeder = None
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def flying(self) -> int:
+        """Deliveries that carriers have in hand."""
+        return len(self._flying)
+
+    def push(self, delivery: Delivery) -> None:
+        """Fresh mail, kept on disk already. Where the window is full it waits there."""
+        message = delivery.message
+        if message.id in self._held:
+            self.due_at(self._clock())
+            return
+        content = delivery.content
+        if content is None or len(self._held) >= self.window or not self._memory.room(len(content) * 2):
+            self.due_at(self._clock())
+            return
+        # our share of the budget is what reception leaves: content beyond half of it is read back from disk
+        self._memory.take(len(content))
+        self._held[message.id] = delivery
+        self._fresh.append(delivery)
+        self._ready(self)
+
+    def due_at(self, when: Millis) -> None:
+        """The store has something for this lane at that moment: look then."""
+        if when < self._next_due or not self._next_due:
+            self._next_due = max(when, 1)
+            self._wake.set()
+
+    def take(self) -> Delivery | None:
+        """The next delivery, fresh and stored ones in turn; None when there is none or the upstream is paused."""
+        if self.blocked or not (self._fresh or self._stored) or not self.gate.may_take(self._clock()):
+            return None
+        while self._fresh or self._stored:
+            first, second = (
+                (self._stored, self._fresh) if self._turn_of_stored else (self._fresh, self._stored)
+            )
+            self._turn_of_stored = not self._turn_of_stored
+            queue = first or second
+            delivery = queue.popleft()
+            if queue is self._stored and len(queue) <= self._stored_most // 4:
+                self._wake.set()
+            if self._held.get(delivery.message.id) is delivery:
+                self._flying.add(delivery.message.id)
+                self.gate.taken()
+                return delivery
+            self._let_go(delivery)  # claimed meanwhile
+        return None
+
+    def done(self, delivery: Delivery) -> None:
+        """The delivery taken is settled on disk (or is to be read again from there)."""
+        self._flying.discard(delivery.message.id)
+        if self._held.get(delivery.message.id) is delivery:
+            del self._held[delivery.message.id]
+        self._let_go(delivery)
+        if len(delivery.recipients) > 1 or delivery.recipients[0].attempts:
+            # another recipient of the same message may have come due meanwhile, and was passed over
+            self.due_at(self._clock())
+
+    def clear(self) -> None:
+        """Empty the window, save for what carriers have in hand: the store is asked anew."""
+        for queue in (self._fresh, self._stored):
+            for delivery in queue:
+                self._let_go(delivery)
+            queue.clear()
+        self._held = {i: d for i, d in self._held.items() if i in self._flying}
+        self.due_at(self._clock())
+
+    def put_back(self, delivery: Delivery) -> None:
+        """Nothing was tried: the delivery taken waits in the window again, first in line."""
+        self._flying.discard(delivery.message.id)
+        if delivery.content is not None:
+            self._fresh.appendleft(delivery)
+        else:
+            self._stored.appendleft(delivery)
+
+    def claim(self, message: MessageId) -> bool:
+        """Take a message out of the window to change it; False while a carrier has it in hand."""
+        if message in self._flying:
+            return False
+        self._held.pop(message, None)
+        return True
+
+    @property
+    def has_mail(self) -> bool:
+        """Something in the window could be taken, were the gate open."""
+        return bool(self._fresh or self._stored)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        if delivery.content is not None:
+            self._memory.release(len(delivery.content))
+
+    async def _feed(self) -> None:
+        """Keep the stored half of the window filled while the store has mail that is due."""
+        while True:
+            self._wake.clear()
+            now = self._clock()
+            wait: float | None = None
+            room = self._stored_most - len(self._stored)
+            if self._next_due <= now and room > self._stored_most // 2:
+                wait = await self._fill(now, room)
+            elif self._next_due > now:
+                wait = (self._next_due - now) / 1000
+            if wait != 0:
+                await _wait(self._wake, wait)
+
+    async def _fill(self, now: Millis, room: int) -> float | None:
+        """Read from the store; how many seconds to wait before looking again (None: until woken)."""
+        never = 1 << 62
+        self._next_due = never
+        try:
+            due = await self._store.due(self.name, now, room, self._held)
+        except StoreError:
+            self._next_due = now
+            return _FEED_RETRY
+        for delivery in due.deliveries:
+            if delivery.message.id in self._held:
+                continue
+            self._held[delivery.message.id] = delivery
+            self._stored.append(delivery)
+        if due.next_due is not None:
+            self._next_due = min(self._next_due, due.next_due)
+        if due.deliveries:
+            self._ready(self)
+        if self._next_due == never:
+            return None
+        # what is due already but did not fit waits for room (take() wakes us)
+        return max(self._next_due - now, 0) / 1000 if self._next_due > now else None
+
+
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
