@@ -1,0 +1,3 @@
+"""Tests of the commands and of the control socket."""
+
+from __future__ import annotations
