@@ -76,6 +76,11 @@ class Lane:
         """Deliveries that carriers have in hand."""
         return len(self._flying)
 
+    @property
+    def in_hand(self) -> frozenset[MessageId]:
+        """The messages that carriers have in hand."""
+        return frozenset(self._flying)
+
     def push(self, delivery: Delivery) -> None:
         """Fresh mail, kept on disk already. Where the window is full it waits there."""
         message = delivery.message
@@ -103,9 +108,7 @@ class Lane:
         if self.blocked or not (self._fresh or self._stored) or not self.gate.may_take(self._clock()):
             return None
         while self._fresh or self._stored:
-            first, second = (
-                (self._stored, self._fresh) if self._turn_of_stored else (self._fresh, self._stored)
-            )
+            first, second = (self._stored, self._fresh) if self._turn_of_stored else (self._fresh, self._stored)
             self._turn_of_stored = not self._turn_of_stored
             queue = first or second
             delivery = queue.popleft()
@@ -118,11 +121,12 @@ class Lane:
             self._let_go(delivery)  # claimed meanwhile
         return None
 
-    def done(self, delivery: Delivery) -> None:
-        """The delivery taken is settled on disk (or is to be read again from there)."""
-        self._flying.discard(delivery.message.id)
-        if self._held.get(delivery.message.id) is delivery:
-            del self._held[delivery.message.id]
+    def done(self, message: MessageId) -> None:
+        """What was taken is settled on disk (or is to be read again from there)."""
+        self._flying.discard(message)
+        delivery = self._held.pop(message, None)
+        if delivery is None:
+            return
         self._let_go(delivery)
         if len(delivery.recipients) > 1 or delivery.recipients[0].attempts:
             # another recipient of the same message may have come due meanwhile, and was passed over
@@ -136,14 +140,6 @@ class Lane:
             queue.clear()
         self._held = {i: d for i, d in self._held.items() if i in self._flying}
         self.due_at(self._clock())
-
-    def put_back(self, delivery: Delivery) -> None:
-        """Nothing was tried: the delivery taken waits in the window again, first in line."""
-        self._flying.discard(delivery.message.id)
-        if delivery.content is not None:
-            self._fresh.appendleft(delivery)
-        else:
-            self._stored.appendleft(delivery)
 
     def claim(self, message: MessageId) -> bool:
         """Take a message out of the window to change it; False while a carrier has it in hand."""

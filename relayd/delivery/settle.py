@@ -49,13 +49,13 @@ class Facts:
 def settle_attempt(facts: Facts, policy: Policy, now: Millis, jitter: float) -> Settlement:
     """What the lifecycle table makes of an attempt. `jitter` is random, 0 to 1."""
     changes = tuple(
-        _change(facts, waiting, outcome, policy, now, jitter)
+        _change(facts, waiting, outcome, policy, now, jitter=jitter)
         for waiting, outcome in zip(facts.recipients, facts.outcomes, strict=True)
     )
     return Settlement(facts.message.id, changes, facts.attempt)
 
 
-def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, now: Millis, jitter: float) -> Change:
+def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, now: Millis, *, jitter: float) -> Change:
     message = facts.message
     nxt = step(waiting.state, outcome.kind, facts.on_uncertain)
     attempts = waiting.attempts + nxt.counts

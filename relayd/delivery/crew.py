@@ -1,0 +1,192 @@
+"""The carriers of one lane: coroutines that each hold at most one connection and carry one message after another.
+
+They are hired as mail comes and leave when idle. What an attempt is, is dispatch.py's; how many may be, slots.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from relayd.core.units import Millis
+from relayd.delivery.lanes import Lane
+from relayd.delivery.session import Session
+from relayd.delivery.slots import LEASE, ConnectionSlots
+from relayd.spool.store import Delivery
+
+IDLE = 10.0
+"""Seconds that a carrier keeps its connection open without mail."""
+
+STALE = 1.0
+"""Seconds of idleness after which a session is probed before it is used again."""
+
+
+@dataclass(slots=True)
+class Carrier:
+    """One carrier's hold on its connection. Whoever opens a session puts it here; the crew closes it."""
+
+    session: Session | None = None
+    broken: bool = False
+    """The session is in an unknown state: close it."""
+
+
+Attempt = Callable[[Lane, Carrier, Delivery], Awaitable[None]]
+"""Carries one delivery, opening a session where the carrier has none. It settles; only cancellation is raised."""
+
+
+class Crew:
+    """The carriers of one lane, on one event loop."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        slots: ConnectionSlots,
+        attempt: Attempt,
+        clock: Callable[[], Millis],
+        closed: Callable[[], None],
+    ) -> None:
+        self._lane = lane
+        self._slots = slots
+        self._attempt = attempt
+        self._clock = clock
+        self._closed = closed
+        self._idle: list[asyncio.Future[bool]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._hired = 0
+        self.generation = 0
+        """Grows when sessions opened so far must not be used any more (the upstream's settings changed)."""
+
+    @property
+    def size(self) -> int:
+        """Carriers at work or idle."""
+        return len(self._tasks)
+
+    def ready(self) -> None:
+        """There is mail to carry: wake a carrier, or hire one."""
+        if self._stopping:
+            return
+        gate = self._lane.gate
+        if gate.paused:
+            if gate.probing:
+                return
+            wait = gate.paused_until - self._clock()
+            if wait > 0:
+                self._call_again(wait / 1000)
+                return
+        # the last one to fall idle first: its connection is the warmest, and the others can leave
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(True)
+                return
+        if len(self._tasks) < self._slots.most:
+            self._hired += 1
+            task = asyncio.create_task(self._carry(), name=f"carry {self._lane.name} #{self._hired}")
+            self._tasks.add(task)
+            task.add_done_callback(self._left)
+
+    def all_ready(self) -> None:
+        """The pause is over, or the window was filled: as many carriers as there may be."""
+        for _ in range(self._slots.most):
+            self.ready()
+
+    def renew(self) -> None:
+        """Sessions opened so far are closed instead of being used again."""
+        self.generation += 1
+        idle, self._idle = self._idle, []
+        for waiter in idle:
+            if not waiter.done():
+                waiter.set_result(True)
+
+    async def stop(self, deadline: float) -> None:
+        """Let carriers finish what they have in hand until `deadline` (loop time), then cancel them."""
+        self._stopping = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for waiter in self._idle:
+            if not waiter.done():
+                waiter.set_result(False)
+        if self._tasks:
+            left = max(deadline - asyncio.get_running_loop().time(), 0)
+            _, pending = await asyncio.wait(self._tasks, timeout=left)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    def _call_again(self, seconds: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(seconds + 0.001, self.all_ready)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            structlog.get_logger("relayd.delivery").error("carrier failed", task=task.get_name(), exc_info=error)
+            self._call_again(1.0)
+        elif self._lane.has_mail:
+            self.ready()
+
+    async def _carry(self) -> None:
+        carrier = Carrier()
+        await self._slots.acquire()
+        loop = asyncio.get_running_loop()
+        leased_at = used_at = loop.time()
+        generation = self.generation
+        try:
+            while not self._stopping:
+                if carrier.session is not None and generation != self.generation:
+                    await self._close(carrier)
+                generation = self.generation
+                delivery = self._lane.take()
+                if delivery is not None:
+                    await self._carry_one(carrier, delivery, stale=loop.time() - used_at > STALE)
+                    used_at = loop.time()
+                elif not await self._wait(1.0 if self._slots.leased else IDLE):
+                    break
+                if self._slots.leased and loop.time() - leased_at > LEASE:
+                    break
+        finally:
+            try:
+                await self._close(carrier)
+            finally:
+                self._slots.release()
+
+    async def _carry_one(self, carrier: Carrier, delivery: Delivery, *, stale: bool) -> None:
+        try:
+            if stale and carrier.session is not None and not await carrier.session.probe():
+                await self._close(carrier)
+            await self._attempt(self._lane, carrier, delivery)
+        except asyncio.CancelledError:
+            self._lane.done(delivery.message.id)
+            raise
+        if carrier.session is not None and (carrier.broken or not carrier.session.usable):
+            await self._close(carrier)
+
+    async def _close(self, carrier: Carrier) -> None:
+        session, carrier.session, carrier.broken = carrier.session, None, False
+        if session is not None:
+            await session.close()
+            self._closed()
+
+    async def _wait(self, seconds: float) -> bool:
+        """Idle until there is mail; False when it is time to leave."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._idle.append(waiter)
+        timer = loop.call_later(seconds, _leave, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            if waiter in self._idle:
+                self._idle.remove(waiter)
+
+
+def _leave(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
