@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from relayd.config.models import Config
-from relayd.core.ids import format_id
+from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message, Recipient
 from relayd.core.reply import Reply
@@ -162,10 +162,21 @@ class Dispatcher:
         if line is not None:
             line.lane.push(delivery)
 
-    def claim(self, message: int) -> bool:
-        """Take a message out of the window so that it can be changed; False while it is being sent."""
-        claims = [line.lane.claim(message) for line in self._lines.values()]
-        return all(claims)
+    def claim(self, message: MessageId) -> bool:
+        """Take a message out of memory so that it can be changed; False while it is being sent."""
+        claimed = []
+        for line in self._lines.values():
+            if not line.lane.claim(message):
+                for lane in claimed:
+                    lane.unclaim(message)
+                return False
+            claimed.append(line.lane)
+        return True
+
+    def unclaim(self, message: MessageId) -> None:
+        """The change is on disk."""
+        for line in self._lines.values():
+            line.lane.unclaim(message)
 
     def wake(self, lane: str, when: Millis) -> None:
         """Something in the store became due in this lane."""

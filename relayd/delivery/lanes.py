@@ -47,7 +47,8 @@ class Lane:
         self._fresh: deque[Delivery] = deque()
         self._stored: deque[Delivery] = deque()
         self._turn_of_stored = False
-        self._held: dict[MessageId, Delivery] = {}
+        self._held: dict[MessageId, Delivery | None] = {}
+        """The window; None stands for a message that is claimed."""
         self._flying: set[MessageId] = set()
         self._wake = asyncio.Event()
         self._next_due: Millis = 0
@@ -138,15 +139,20 @@ class Lane:
             for delivery in queue:
                 self._let_go(delivery)
             queue.clear()
-        self._held = {i: d for i, d in self._held.items() if i in self._flying}
+        self._held = {i: d for i, d in self._held.items() if i in self._flying or d is None}
         self.due_at(self._clock())
 
     def claim(self, message: MessageId) -> bool:
-        """Take a message out of the window to change it; False while a carrier has it in hand."""
+        """Keep a message out of the window while it is changed; False while a carrier has it in hand."""
         if message in self._flying:
             return False
-        self._held.pop(message, None)
+        self._held[message] = None
         return True
+
+    def unclaim(self, message: MessageId) -> None:
+        """The change is on disk: the message may be read from there again."""
+        if self._held.get(message, self) is None:
+            del self._held[message]
 
     @property
     def has_mail(self) -> bool:

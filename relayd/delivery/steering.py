@@ -6,7 +6,7 @@ Each act goes message by message through the lifecycle table; a message that is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +26,9 @@ class Queue(Protocol):
     def claim(self, message: MessageId) -> bool:
         """Take a message out of memory so that it can be changed; False while it is being sent."""
 
+    def unclaim(self, message: MessageId) -> None:
+        """The change is on disk."""
+
     def wake(self, lane: str, when: Millis) -> None:
         """Something in the store became due in this lane."""
 
@@ -36,6 +39,9 @@ class IdleQueue:
     def claim(self, message: MessageId) -> bool:
         """Nothing is being sent."""
         return True
+
+    def unclaim(self, message: MessageId) -> None:
+        """Nothing was claimed."""
 
     def wake(self, lane: str, when: Millis) -> None:
         """The daemon looks by itself when it starts."""
@@ -67,73 +73,71 @@ class Steering:
         """Do `deed` to every waiting recipient that the filter selects."""
         done = Steered()
         seen: set[MessageId] = set()
+
+        def steered(delivery: Delivery, now: Millis) -> Settlement:
+            return steer(delivery.message, delivery.recipients, deed, self.policy, now, by=by, reason=reason)
+
         while True:
             found = [d for d in await self._store.select(wanted, _BATCH + len(seen)) if d.message.id not in seen]
             seen.update(delivery.message.id for delivery in found)
-            settlements = []
-            for delivery in found:
-                if not self._queue.claim(delivery.message.id):
-                    done.busy += 1
-                    continue
-                settlements.append(self._steered(delivery, deed, by, reason))
-            for settlement in await self._write([s for s in settlements if s.changes]):
+            written, busy = await self._change(found, steered)
+            done.busy += busy
+            for settlement in written:
                 done.recipients += len(settlement.changes)
                 done.messages.append(format_id(settlement.message))
-            self._wake_all(found)
             if len(found) < _BATCH:
                 return done
 
-    def _steered(self, delivery: Delivery, deed: Act, by: str, reason: str) -> Settlement:
-        return steer(delivery.message, delivery.recipients, deed, self.policy, self._clock(), by=by, reason=reason)
-
     async def expire(self) -> int:
         """End what is past its lifetime, whatever state its upstream is in. How many recipients that was."""
-        now = self._clock()
-        ended = 0
-        while overdue := await self._store.overdue(now - self.policy.lifetime, _BATCH):
-            settlements = [
-                Settlement(
-                    delivery.message.id,
-                    tuple(expire(delivery.message, w, self.policy, now) for w in delivery.recipients),
-                )
-                for delivery in overdue
-                if self._queue.claim(delivery.message.id)
-            ]
-            await self._write(settlements)
-            ended += sum(len(settlement.changes) for settlement in settlements)
-            if len(settlements) < len(overdue):
-                break  # the rest is being sent: its own attempt, or the next round, ends it
-        return ended
+
+        def expired(delivery: Delivery, now: Millis) -> Settlement:
+            changes = tuple(expire(delivery.message, w, self.policy, now) for w in delivery.recipients)
+            return Settlement(delivery.message.id, changes)
+
+        return await self._sweep(self._store.overdue, self.policy.lifetime, expired)
 
     async def tell_delays(self) -> int:
         """Owe a delay notice for what has waited long enough. How many recipients that was."""
         if not self.policy.delay_notice:
             return 0
-        now = self._clock()
-        told = 0
-        while late := await self._store.undelayed(now - self.policy.delay_notice, _BATCH):
-            settlements = [
-                Settlement(
-                    delivery.message.id,
-                    tuple(delay(delivery.message, w, self.policy, now) for w in delivery.recipients),
-                )
-                for delivery in late
-                if self._queue.claim(delivery.message.id)
-            ]
-            await self._write(settlements)
-            self._wake_all(late)
-            told += sum(len(settlement.changes) for settlement in settlements)
-        return told
 
-    async def _write(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
-        if settlements:
+        def told(delivery: Delivery, now: Millis) -> Settlement:
+            changes = tuple(delay(delivery.message, w, self.policy, now) for w in delivery.recipients)
+            return Settlement(delivery.message.id, changes)
+
+        return await self._sweep(self._store.undelayed, self.policy.delay_notice, told)
+
+    async def _sweep(
+        self,
+        find: Callable[[Millis, int], Awaitable[Sequence[Delivery]]],
+        age: Millis,
+        change: Callable[[Delivery, Millis], Settlement],
+    ) -> int:
+        """Change everything that was accepted longer ago than `age`, batch by batch."""
+        changed = 0
+        while found := await find(self._clock() - age, _BATCH):
+            written, busy = await self._change(found, change)
+            changed += sum(len(settlement.changes) for settlement in written)
+            if busy:
+                break  # what is being sent now is met again in the next round
+        return changed
+
+    async def _change(
+        self, found: Sequence[Delivery], change: Callable[[Delivery, Millis], Settlement]
+    ) -> tuple[list[Settlement], int]:
+        """Settle what the change makes of each message; the settlements written, and how many were being sent."""
+        now = self._clock()
+        claimed = [delivery for delivery in found if self._queue.claim(delivery.message.id)]
+        try:
+            settlements = [s for s in (change(delivery, now) for delivery in claimed) if s.changes]
             await asyncio.gather(*(self._store.settle(settlement) for settlement in settlements))
-        if any(change.after.notice for settlement in settlements for change in settlement.changes):
+        finally:
+            for delivery in claimed:
+                self._queue.unclaim(delivery.message.id)
+        if any(c.after.notice for settlement in settlements for c in settlement.changes):
             self._owed()
-        return settlements
-
-    def _wake_all(self, deliveries: Sequence[Delivery]) -> None:
-        """Claimed messages left the window: those that still wait are read from disk again when due."""
-        now = self._clock()
-        for lane in {waiting.lane for delivery in deliveries for waiting in delivery.recipients}:
+        # claimed messages left the window: those that still wait are read from disk again when due
+        for lane in {waiting.lane for delivery in claimed for waiting in delivery.recipients}:
             self._queue.wake(lane, now)
+        return settlements, len(found) - len(claimed)
