@@ -1,0 +1,84 @@
+"""The certificate that our listeners show: made self-signed where absent, loaded into a server context.
+
+Apps that verify need a real certificate at the configured paths; a self-signed one still keeps passwords off the wire.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from relayd.config.models import TLSFiles
+
+_YEARS = datetime.timedelta(days=3650)
+
+
+def certificate_paths(files: TLSFiles, data_dir: Path) -> tuple[Path, Path]:
+    """Certificate and key; relative ones are below `data_dir`."""
+    return data_dir / files.certificate, data_dir / files.key
+
+
+def ensure_certificate(files: TLSFiles, data_dir: Path, hostname: str, now: datetime.datetime) -> bool:
+    """Make a self-signed certificate where both files are absent; True when it was made.
+
+    Raises FileNotFoundError where only one of the two is there: nobody's key is ever replaced.
+    """
+    certificate, key = certificate_paths(files, data_dir)
+    if certificate.exists() and key.exists():
+        return False
+    for there, missing in ((certificate, key), (key, certificate)):
+        if there.exists():
+            raise FileNotFoundError(f"tls: {there} is there, but {missing} is not: give both files or neither")
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname[:64])])
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + _YEARS)
+        .add_extension(x509.SubjectAlternativeName(_names(hostname)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    for path in (certificate, key):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(key, pem, 0o600)
+    _write(certificate, signed.public_bytes(serialization.Encoding.PEM), 0o644)
+    return True
+
+
+def _names(hostname: str) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = [x509.DNSName(hostname)]
+    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1")]
+    return names + ([x509.DNSName("localhost")] if hostname != "localhost" else [])
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def server_context(files: TLSFiles, data_dir: Path) -> ssl.SSLContext:
+    """A context for our listeners: TLS 1.2 or newer. Raises OSError and ssl.SSLError for unusable files."""
+    certificate, key = certificate_paths(files, data_dir)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # no renegotiation, no compression: nothing for which a client could make us work without working itself
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.load_cert_chain(certificate, key)
+    return context
