@@ -5,36 +5,68 @@ Finding faults that need more than one key is check.py's work, reading the file 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
+from relayd.config.types import (
+    URL,
+    Bind,
+    BindAddress,
+    Count,
+    Domain,
+    DomainPattern,
+    Duration,
+    FilePath,
+    HeaderName,
+    Host,
+    Name,
+    Network,
+    NetworkName,
+    PlainPath,
+    Rate,
+    RetrySchedule,
+    Secret,
+    SenderPattern,
+    Share,
+    Size,
+    Text,
+    wrong,
+)
 from relayd.core.lifecycle import OnUncertain
-from relayd.core.retry import Schedule, parse_schedule
-from relayd.core.units import (
-    Rate as RateValue,
-)
-from relayd.core.units import (
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_rate,
-    parse_share,
-    parse_size,
-)
+from relayd.core.retry import parse_schedule
+
+__all__ = [
+    "Access",
+    "BareNewlines",
+    "Bind",
+    "Bounces",
+    "Config",
+    "Credential",
+    "DKIMKey",
+    "FetchedNetwork",
+    "Limits",
+    "Listener",
+    "ListenerTLS",
+    "Log",
+    "Match",
+    "Model",
+    "OnUncertain",
+    "Retry",
+    "Route",
+    "SMTPUpstream",
+    "SandboxUpstream",
+    "Spool",
+    "TLSFiles",
+    "Upstream",
+    "UpstreamLimits",
+    "UpstreamTLS",
+    "UpstreamTimeouts",
+    "Web",
+]
 
 
 class Model(BaseModel):
@@ -43,113 +75,39 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-def _text_or(kind: type, parse: Any) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
-
-
-Duration = Annotated[
-    float,
-    _text_or(float, parse_duration),
-    Field(ge=0),
-    PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["30s", "5m", "1h30m", "5d"]}),
-]
-"""Seconds."""
-Size = Annotated[
-    int,
-    _text_or(int, parse_size),
-    Field(ge=0),
-    PlainSerializer(format_size, return_type=str),
-    WithJsonSchema({"type": ["string", "integer"], "examples": ["998", "50MiB"]}),
-]
-"""Octets."""
-Rate = Annotated[
-    RateValue,
-    _text_or(RateValue, parse_rate),
-    PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["600/min"]}),
-]
-Share = Annotated[
-    float,
-    _text_or(float, parse_share),
-    PlainSerializer(lambda share: f"{share * 100:g}%", return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["5%"]}),
-]
-"""0 to 1."""
-RetrySchedule = Annotated[
-    Schedule,
-    _text_or(Schedule, parse_schedule),
-    PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["1m, 5m*2, 15m, 1h*3, 4h*"]}),
-]
-
-
-class Bind(str):
-    """An address and port to listen on, like 0.0.0.0:587 or [::]:587."""
-
-    __slots__ = ()
-
-    @property
-    def host(self) -> str:
-        return self.rpartition(":")[0].strip("[]")
-
-    @property
-    def port(self) -> int:
-        return int(self.rpartition(":")[2])
-
-
-def _bind(text: str) -> Bind:
-    bind = Bind(text)
-    try:
-        ipaddress.ip_address(bind.host)
-        if not 0 <= bind.port <= 65535:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is not an address to listen on: write IP:PORT, like 127.0.0.1:2525 or [::]:587"
-        ) from None
-    return bind
-
-
-BindAddress = Annotated[
-    str,
-    AfterValidator(_bind),
-    WithJsonSchema({"type": "string", "examples": ["127.0.0.1:2525", "[::]:587"]}),
-]
-
-
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a network: write an address or CIDR, like 192.0.2.0/24") from None
-
-
-Network = Annotated[
-    ipaddress.IPv4Network | ipaddress.IPv6Network,
-    BeforeValidator(lambda value: _network(value) if isinstance(value, str) else value),
-    PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "examples": ["192.0.2.0/24", "2001:db8::/32"]}),
-]
-
-
 class TLSFiles(Model):
-    """The certificate our listeners show. Read again on reload; a self-signed one is made where the files are absent."""
+    """The certificate that listeners show. Read again on reload. Where both files are absent, a self-signed one is made
+    on first start.
+    """
 
-    certificate: Path = Field(Path("tls/fullchain.pem"), description="PEM chain; relative to data_dir.")
-    key: Path = Field(Path("tls/privkey.pem"), description="PEM private key; relative to data_dir.")
+    certificate: PlainPath = Field(
+        Path("tls/fullchain.pem"),
+        description="PEM file of the certificate and its chain. A relative path starts in `data_dir`.",
+    )
+    key: PlainPath = Field(
+        Path("tls/privkey.pem"),
+        description="PEM file of the private key, readable by relayd only. A relative path starts in `data_dir`.",
+    )
 
 
 class FetchedNetwork(Model):
-    """A source allowlist kept current from a URL that answers JSON."""
+    """A network whose addresses are kept current from a URL that answers JSON."""
 
-    url: str = Field(description="https URL that answers JSON.")
-    path: str = Field("", description="Dotted path to the list of addresses inside the answer, like ip_addresses.")
-    refresh: Duration = Field(3600.0, ge=1, description="How often to fetch.")
+    url: URL = Field(
+        description="Where the addresses are fetched from; https, because who answers decides who may send."
+    )
+    path: Text = Field(
+        "",
+        description="Where in the answer the list of addresses is: keys joined by dots, like `ip_addresses` or"
+        " `data.ranges`. Empty: the answer itself is the list.",
+    )
+    refresh: Duration = Field(3600.0, ge=1, description="How often the list is fetched.")
     keep_removed: Duration = Field(
         7 * 86400.0, description="An address that vanished from the list stays allowed this long."
     )
-    fallback: list[Network] = Field(default_factory=list, description="Allowed until the first fetch has succeeded.")
+    fallback: list[Network] = Field(
+        default_factory=list, description="Addresses that are allowed until the first fetch has succeeded."
+    )
 
 
 class ListenerTLS(StrEnum):
@@ -173,88 +131,95 @@ class BareNewlines(StrEnum):
 class Listener(Model):
     """A place where apps connect."""
 
-    name: str = Field(description="Shown in logs, metrics and Received.", pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    bind: list[BindAddress] = Field(min_length=1, description="Addresses and ports to listen on.")
+    name: Name = Field(description="Shown in logs, metrics and Received headers.")
+    bind: list[BindAddress] = Field(min_length=1, description="IP addresses and ports to listen on, IPv6 in brackets.")
     tls: ListenerTLS = Field(
         ListenerTLS.STARTTLS,
-        description="none, starttls (offered) or implicit (from the first octet).",
+        description="`starttls`: offered after EHLO. `implicit`: TLS from the first octet, as on port 465."
+        " `none`: never; then nobody can log in, except over loopback.",
     )
-    require_tls: bool = Field(False, description="With starttls: refuse MAIL before STARTTLS (530 5.7.0).")
-    access: Access = Field(Access.AUTH, description="Who may send: network, auth, network-or-auth, network-and-auth.")
-    networks: list[str] = Field(default_factory=list, description="Names from `networks`, or CIDRs written here.")
+    require_tls: bool = Field(False, description="With `starttls`: refuse MAIL before STARTTLS (530 5.7.0).")
+    access: Access = Field(
+        Access.AUTH,
+        description="Who may send. `network`: clients in `networks`. `auth`: clients that logged in."
+        " `network-or-auth`: either. `network-and-auth`: only both together.",
+    )
+    networks: list[Text] = Field(
+        default_factory=list, description="Source addresses: names from the section `networks`, or CIDRs written here."
+    )
     proxy_protocol: list[Network] = Field(
         default_factory=list,
-        description="Peers that must speak PROXY v1 or v2, or may use XCLIENT, to name the real client.",
+        description="Load balancers in front of this listener. They must speak PROXY v1 or v2, or may use XCLIENT, to"
+        " name the real client. Nobody else may.",
     )
     bare_newlines: BareNewlines = Field(
         BareNewlines.REFUSE,
-        description="Bare CR or LF in a message: refuse (550 5.6.11) or normalise to CRLF before signing.",
+        description="What happens to a message with a bare CR or LF: `refuse` it (550 5.6.11), or `normalise` it to CRLF"
+        " before signing.",
     )
 
 
 class Credential(Model):
-    """What an app logs in with."""
+    """What an app logs in with, and what it may send then."""
 
-    username: str = Field(min_length=1, description="SASL user name.")
-    password: SecretStr = Field(
-        description="argon2id hash (`relayd config hash-password`), or !env / !file holding one."
+    username: Text = Field(min_length=1, description="User name for SMTP AUTH.")
+    password: Secret = Field(
+        description="An argon2id hash, made by `relayd config hash-password`; never the password itself."
     )
-    senders: list[str] = Field(
+    senders: list[SenderPattern] = Field(
         default_factory=lambda: ["*"],
         min_length=1,
-        description='Envelope senders it may use: "*@example.com", "info@example.com", "*".',
+        description="Envelope senders it may use (553 5.7.1 otherwise). `*` is any run of characters, `?` is one.",
     )
     rate: Rate | None = Field(
-        None,
-        description="Messages it may send in any such window, like 600/min (450 4.7.1 beyond).",
+        None, description="Messages it may send in any such period (450 4.7.1 beyond). Absent: no limit."
     )
 
 
 class Limits(Model):
-    """What a client can ask of us. Each has a reply and a metric."""
+    """What clients can ask of relayd. Each limit has a reply, given in brackets, and a metric."""
 
-    message_size: Size = Field(50 * 1024**2, ge=1024, description="Largest message (SIZE, 552 5.3.4).")
-    recipients: int = Field(1000, ge=1, description="Recipients of one message (452 4.5.3).")
-    connections: int = Field(
-        1000,
-        ge=1,
-        description="Open client connections, all listeners, shared out over workers (421 4.3.2).",
+    message_size: Size = Field(50 * 1024**2, ge=1024, description="Largest message (552 5.3.4).")
+    recipients: Count = Field(1000, ge=1, description="Recipients of one message (452 4.5.3).")
+    connections: Count = Field(
+        1000, ge=1, description="Open client connections of all listeners, shared out over the workers (421 4.3.2)."
     )
-    connections_per_ip: int = Field(
+    connections_per_ip: Count = Field(
         50, ge=1, description="Open connections of one client address, per worker (421 4.7.0)."
     )
     line_length: Size = Field(
         998,
         ge=998,
-        description="Length up to which a line counts as standard (RFC 5322 2.1.1); longer ones are counted and relayed as they came.",
+        description="Length up to which a line is standard (RFC 5322 2.1.1). Longer ones are counted and relayed as they"
+        " came.",
     )
-    line_length_max: Size = Field(1024**2, ge=998, description="Longest line that is taken (554 5.6.0 beyond).")
-    received_headers: int = Field(
-        50,
-        ge=1,
-        description="Received headers from which a message is taken for a loop (550 5.4.6).",
+    line_length_max: Size = Field(1024**2, ge=998, description="Longest line that is taken at all (554 5.6.0).")
+    received_headers: Count = Field(
+        50, ge=1, description="A message with so many Received headers is taken for a loop (550 5.4.6)."
     )
-    commands: int = Field(1000, ge=10, description="Commands without a mail accepted in between (421 4.7.0).")
-    errors: int = Field(20, ge=1, description="Refused commands in one session (421 4.7.0).")
-    idle: Duration = Field(300.0, ge=1, description="Wait for the next command (421 4.4.2).")
-    data_idle: Duration = Field(180.0, ge=1, description="Wait for the next octets of a message (421 4.4.2).")
+    commands: Count = Field(1000, ge=10, description="Commands without an accepted mail in between (421 4.7.0).")
+    errors: Count = Field(20, ge=1, description="Refused commands in one session (421 4.7.0).")
+    idle: Duration = Field(300.0, ge=1, description="How long to wait for the next command (421 4.4.2).")
+    data_idle: Duration = Field(
+        180.0, ge=1, description="How long to wait for the next octets of a message (421 4.4.2)."
+    )
     min_rate: Size = Field(
-        100,
-        description="Slowest rate of message data, octets a second averaged over a minute; 0 to allow any.",
+        100, description="Slowest flow of a message, in octets a second over a minute (421 4.4.2). 0: any."
     )
     session: Duration = Field(
-        3600.0 * 24, ge=60, description="Longest life of one connection (421 4.4.2 between mails)."
+        3600.0 * 24, ge=60, description="Longest life of one connection; it ends between two mails (421 4.4.2)."
     )
-    auth_failures: int = Field(
+    auth_failures: Count = Field(
         10,
         ge=1,
-        description="Failed logins of one address within auth_window, above which it is refused (421 4.7.0); eight times as many for its /24 or /64.",
+        description="Failed logins of one address within `auth_window` before it is refused (421 4.7.0). Its /24 or /64"
+        " may have eight times as many.",
     )
-    auth_window: Duration = Field(600.0, ge=1, description="Window of auth_failures.")
+    auth_window: Duration = Field(600.0, ge=1, description="The period in which `auth_failures` are counted.")
     memory: Size = Field(
         512 * 1024**2,
         ge=16 * 1024**2,
-        description="Octets of messages in reception or handed on in memory, per worker (452 4.3.1 beyond).",
+        description="Octets of messages that one worker holds in memory, in reception or on the way out (452 4.3.1).",
     )
 
 
@@ -265,181 +230,250 @@ class UpstreamTLS(StrEnum):
 
 
 class UpstreamLimits(Model):
-    """What we ask of an upstream at most."""
+    """What relayd asks of one upstream at most."""
 
-    connections: int = Field(10, ge=1, description="Connections at once, all workers together.")
-    messages_per_connection: int = Field(
-        0, ge=0, description="Messages after which a connection is renewed; 0 for no limit."
+    connections: Count = Field(10, ge=1, description="Connections at once, all workers together.")
+    messages_per_connection: Count = Field(
+        0, ge=0, description="Messages after which a connection is renewed. 0: no limit."
     )
-    recipients_per_message: int = Field(100, ge=1, description="Recipients in one transaction.")
+    recipients_per_message: Count = Field(
+        100, ge=1, description="Recipients in one transaction; a message with more is sent in several."
+    )
 
 
 class UpstreamTimeouts(Model):
-    """How long to wait for an upstream (RFC 5321 4.5.3.2)."""
+    """How long relayd waits for an upstream (RFC 5321 4.5.3.2)."""
 
-    connect: Duration = Field(30.0, gt=0)
-    tls: Duration = Field(30.0, gt=0)
-    greeting: Duration = Field(300.0, gt=0)
-    command: Duration = Field(300.0, gt=0)
-    data: Duration = Field(180.0, gt=0, description="For progress while content is written.")
-    dot: Duration = Field(600.0, gt=0)
+    connect: Duration = Field(30.0, gt=0, description="For the TCP connection.")
+    tls: Duration = Field(30.0, gt=0, description="For the TLS handshake.")
+    greeting: Duration = Field(300.0, gt=0, description="For the first reply.")
+    command: Duration = Field(300.0, gt=0, description="For the reply to a command.")
+    data: Duration = Field(180.0, gt=0, description="For progress while the message is written.")
+    dot: Duration = Field(600.0, gt=0, description="For the reply after the final dot.")
 
 
 class SMTPUpstream(Model):
-    """A provider's SMTP service."""
+    """A provider's SMTP service, with credential and limits."""
 
-    type: Literal["smtp"] = "smtp"
-    host: str = Field(min_length=1)
-    port: int = Field(587, ge=1, le=65535, description="465, 587 or 2525 as a rule; 25 only with allow_port_25.")
-    username: str | None = None
-    password: SecretStr | None = Field(None, description="Give it by !env or !file.")
+    type: Literal["smtp"] = Field("smtp", description="`smtp`, which need not be written.")
+    host: Host = Field(description="Host name or IP address.")
+    port: Count = Field(
+        587, ge=1, le=65535, description="465, 587 or 2525 as a rule. 25 is refused unless `allow_port_25` is set."
+    )
+    username: Text | None = Field(None, description="User name for AUTH. Absent: relayd does not log in.")
+    password: Secret | None = Field(
+        None, description="Password for AUTH, brought by `!env`, `!file` or `!credential`; never written in the file."
+    )
     tls: UpstreamTLS = Field(
         UpstreamTLS.REQUIRED,
-        description="required: STARTTLS (implicit on 465), certificate verified; opportunistic: STARTTLS when offered, unverified; none.",
+        description="`required`: STARTTLS, or TLS from the first octet on port 465, certificate verified, or no mail is"
+        " sent. `opportunistic`: STARTTLS where offered, certificate not verified. `none`: in the clear.",
     )
-    implicit_tls: bool | None = Field(None, description="TLS from the first octet; by default on port 465 only.")
-    ca_file: Path | None = Field(None, description="PEM file of the only CAs to trust for this upstream.")
-    tls_name: str | None = Field(None, description="Name the certificate must carry, where it differs from host.")
+    implicit_tls: bool | None = Field(None, description="TLS from the first octet. Absent: on port 465 only.")
+    ca_file: FilePath | None = Field(
+        None, description="PEM file of the only CAs to trust for this upstream. Absent: those of the system."
+    )
+    tls_name: Domain | None = Field(None, description="Name that the certificate must carry, where it is not `host`.")
     allow_port_25: bool = Field(False, description="Take port 25 all the same.")
-    hostname: str | None = Field(None, description="Name said in EHLO; by default `hostname`.")
+    hostname: Domain | None = Field(None, description="Name said in EHLO. Absent: the `hostname` of the whole file.")
     on_uncertain: OnUncertain = Field(
         OnUncertain.RETRY,
-        description="After silence behind the final dot: retry (a duplicate is possible) or hold.",
+        description="After silence behind the final dot the mail may have arrived or not. `retry` sends it again, which"
+        " can make a duplicate; `hold` waits for an operator.",
     )
-    limits: UpstreamLimits = Field(default_factory=UpstreamLimits)
-    timeouts: UpstreamTimeouts = Field(default_factory=UpstreamTimeouts)
+    limits: UpstreamLimits = Field(default_factory=UpstreamLimits, description="What this upstream is asked at most.")
+    timeouts: UpstreamTimeouts = Field(
+        default_factory=UpstreamTimeouts, description="How long this upstream is waited for."
+    )
 
 
 class SandboxUpstream(Model):
-    """Keeps what it is given instead of sending it; local parts like 450 or 550 rehearse failures."""
+    """Keeps what it is given instead of sending it. Recipients like 450@ or 550@ rehearse failures."""
 
-    type: Literal["sandbox"]
-    limits: UpstreamLimits = Field(default_factory=UpstreamLimits)
-    on_uncertain: OnUncertain = OnUncertain.RETRY
+    type: Literal["sandbox"] = Field(description="`sandbox`.")
+    limits: UpstreamLimits = Field(default_factory=UpstreamLimits, description="As for a real upstream.")
+    on_uncertain: OnUncertain = Field(OnUncertain.RETRY, description="As for a real upstream.")
 
 
+def _upstream_kind(value: Any) -> str:
+    kind = value.get("type", "smtp") if isinstance(value, dict) else getattr(value, "type", "smtp")
+    return f"<{kind}>"
+
+
+def _network_kind(value: Any) -> str:
+    return "<fetched>" if isinstance(value, dict | FetchedNetwork) else "<list>"
+
+
+# The angle brackets keep these tags apart from keys where pydantic names the place of a fault.
 Upstream = SMTPUpstream | SandboxUpstream
+_TaggedUpstream = Annotated[
+    Annotated[SMTPUpstream, Tag("<smtp>")] | Annotated[SandboxUpstream, Tag("<sandbox>")],
+    Discriminator(_upstream_kind),
+]
+_TaggedNetwork = Annotated[
+    Annotated[list[Network], Tag("<list>")] | Annotated[FetchedNetwork, Tag("<fetched>")],
+    Discriminator(_network_kind),
+]
 
 
 class Match(Model):
-    """Conditions of a route; all given ones must hold. Patterns take * and ?, compared without case."""
+    """Conditions of a route; all that are given must hold. Patterns take `*` and `?`, upper and lower case are alike."""
 
-    sender: str | None = Field(None, description="Envelope sender, a pattern like *@example.co.jp.")
-    sender_domain: str | None = Field(None, description="Domain of the envelope sender (of From for the null sender).")
-    credential: str | None = Field(None, description="User name the app logged in with.")
-    network: str | None = Field(None, description="Named network the app connected from.")
-    campaign: str | None = Field(None, description="Value of the campaign header.")
-    recipient_domain: str | None = None
-    header: dict[str, str] | None = Field(None, description="Header name → pattern of its value.")
+    sender: SenderPattern | None = Field(None, description="Pattern of the envelope sender.")
+    sender_domain: DomainPattern | None = Field(
+        None, description="Pattern of the envelope sender's domain; of the From header's for the null sender."
+    )
+    credential: Text | None = Field(None, description="User name the app logged in with.")
+    network: Text | None = Field(None, description="Name of the network the app connected from.")
+    campaign: Text | None = Field(None, description="Pattern of the campaign header's value.")
+    recipient_domain: DomainPattern | None = Field(None, description="Pattern of the recipient's domain.")
+    header: dict[HeaderName, str] | None = Field(None, description="Names of headers with patterns of their values.")
+
+    @property
+    def everything(self) -> bool:
+        """No condition at all is given."""
+        return not any(getattr(self, name) for name in type(self).model_fields)
 
 
 class Route(Model):
-    """One rule: the first whose match holds carries the message."""
+    """One rule. The first whose `match` holds carries the message; looked at again on every attempt."""
 
-    match: Match | None = Field(None, description="Absent: every message.")
-    upstream: str
+    match: Match | None = Field(None, description="Conditions. Absent: every message.")
+    upstream: Text = Field(description="Name of the upstream that carries the message.")
 
 
 class DKIMKey(Model):
-    """A signing key. Several of one domain sign all."""
+    """A signing key for the mail of one From domain. Several keys of one domain all sign."""
 
-    domain: str
-    selector: str
-    key: Path = Field(description="PEM file, RSA (1024 bits or more) or Ed25519, readable by relayd only.")
+    domain: Domain = Field(description="Domain of the From header; subdomains use it unless they have their own.")
+    selector: Domain = Field(description="Where the public key stands in DNS: SELECTOR._domainkey.DOMAIN.")
+    key: FilePath = Field(description="PEM file, RSA (2048 bits as a rule) or Ed25519, readable by relayd only.")
 
 
 class Retry(Model):
+    """When relayd tries again, and when it gives up."""
+
     schedule: RetrySchedule = Field(
         default_factory=lambda: parse_schedule("1m, 5m*2, 15m, 1h*3, 4h*"),
-        description="Waits between attempts; N* at the end repeats until the lifetime ends.",
+        description="Waits between attempts. `5m*2` is twice five minutes; `4h*` at the end repeats until the lifetime"
+        " ends.",
     )
-    lifetime: Duration = Field(5 * 86400.0, gt=0, description="After this long without delivery a recipient expires.")
+    lifetime: Duration = Field(5 * 86400.0, gt=0, description="A recipient not reached after this long expires.")
     delay_notice: Duration = Field(
-        4 * 3600.0, description="Tell the sender about the delay after this long; 0s for never."
+        4 * 3600.0, description="The sender is told about a delay after this long. 0s: never."
     )
 
 
 class Bounces(Model):
+    """Who is told about mail that did not arrive."""
+
     notify: Literal["sender", "none"] = Field(
-        "sender", description="Who gets failure and delay reports; a null sender never does."
+        "sender",
+        description="`sender`: failure and delay reports go to the envelope sender. `none`: nobody gets any."
+        " A null sender never gets one.",
     )
 
 
 class Spool(Model):
+    """How mail is kept on disk."""
+
     segment: Duration = Field(86400.0, ge=60, description="Period of one spool file.")
     segment_size: Size = Field(
-        4 * 1024**3,
-        ge=1024**2,
-        description="Size from which a new file is begun before its period ends.",
+        4 * 1024**3, ge=1024**2, description="Size from which a new file is begun before the period ends."
     )
-    keep: Duration = Field(
-        40 * 86400.0,
-        description="How long finished mail stays in the spool, as history and full copy.",
-    )
+    keep: Duration = Field(40 * 86400.0, description="How long finished mail stays, as history and as a full copy.")
     keep_body: Duration = Field(
-        40 * 86400.0,
-        description="How long bodies stay once all recipients are final; 0s drops them on delivery.",
+        default_factory=lambda data: min(40 * 86400.0, data.get("keep", 40 * 86400.0)),
+        description="How long message bodies stay once all recipients are final; at most, and by default, as long as"
+        " `keep`. 0s: they go on delivery.",
     )
-    min_free: Share = Field(0.05, description="Share of disk and inodes to leave free (452 4.3.1 below).")
-    window: int = Field(
-        2000,
-        ge=1,
-        description="Messages of one upstream that a worker holds in memory; the rest waits on disk.",
+    min_free: Share = Field(0.05, lt=1, description="Share of disk and inodes that stays free (452 4.3.1 below).")
+    window: Count = Field(
+        2000, ge=1, description="Messages of one upstream that a worker holds in memory; the rest waits on disk."
     )
 
 
 class Web(Model):
-    bind: list[BindAddress] = Field(
-        default_factory=list, description="Addresses for health and metrics; none: no HTTP."
-    )
+    """Where health and metrics are served over HTTP."""
+
+    bind: list[BindAddress] = Field(default_factory=list, description="IP addresses and ports. Empty: no HTTP at all.")
 
 
 class Log(Model):
+    """What is logged, and how."""
+
     format: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: colour on a terminal, JSON elsewhere."
+        "auto", description="`console` is for people, `json` for machines, `auto` looks whether a terminal is there."
     )
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    mail: Path | None = Field(
-        None,
-        description="File of the mail log (one JSON line per event); by default standard output.",
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged.")
+    mail: FilePath | None = Field(
+        None, description="File of the mail log, one JSON line per event. Absent: standard output."
     )
 
 
 def _workers(value: Any) -> Any:
-    return len(os.sched_getaffinity(0)) if value == "auto" else value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value, whole = int(value[:9]), True
+    if value != "auto" and not (whole and 1 <= value <= 512):
+        raise wrong(f"{value!r} is not a number of processes", "Write auto, or a number from 1 to 512")
+    return value
 
 
 class Config(Model):
     """The whole file."""
 
-    hostname: str = Field(description="Our name in greetings, Received and Message-ID.")
-    data_dir: Path = Field(Path("/var/lib/relayd"), description="Where spool, state and generated keys live.")
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = Field(
-        "auto", description="Processes: auto is one per core, 1 a single process."
+    hostname: Domain = Field(description="Our name in greetings, Received and Message-ID headers.")
+    data_dir: FilePath = Field(
+        Path("/var/lib/relayd"),
+        description="Directory of spool, state and generated keys.",
     )
-    secret: SecretStr | None = Field(
+    workers: Annotated[
+        Literal["auto"] | int,
+        BeforeValidator(_workers),
+        WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 512}]}),
+    ] = Field("auto", description="Processes. `auto`: one per core. 1: a single process.")
+    secret: Secret | None = Field(
         None,
-        description="Key for tokens and stored secrets; made in data_dir/secret on first start where absent.",
+        description="Key for tokens and stored secrets. Where it, or the file it names, is absent, one is made in"
+        " `data_dir`/secret on first start.",
     )
-    tls: TLSFiles = Field(default_factory=TLSFiles)
-    networks: dict[str, list[Network] | FetchedNetwork] = Field(default_factory=dict)
-    listeners: list[Listener] = Field(min_length=1)
-    credentials: list[Credential] = Field(default_factory=list)
-    limits: Limits = Field(default_factory=Limits)
-    upstreams: dict[str, Upstream] = Field(min_length=1)
-    routes: list[Route] = Field(min_length=1)
-    campaign_header: str = Field(
-        "X-Relay-Campaign", description="Header that names the campaign; removed before sending."
+    tls: TLSFiles = Field(default_factory=TLSFiles, description="The certificate that listeners show.")
+    networks: dict[NetworkName, _TaggedNetwork] = Field(
+        default_factory=dict,
+        description="Named source allowlists: a list of addresses and CIDRs, or a URL that they are fetched from.",
     )
-    dkim: list[DKIMKey] = Field(default_factory=list)
-    retry: Retry = Field(default_factory=Retry)
-    bounces: Bounces = Field(default_factory=Bounces)
-    spool: Spool = Field(default_factory=Spool)
-    web: Web = Field(default_factory=Web)
-    log: Log = Field(default_factory=Log)
-    shutdown: Duration = Field(30.0, ge=1, description="How long stopping may take.")
+    listeners: list[Listener] = Field(min_length=1, description="Where apps connect.")
+    credentials: list[Credential] = Field(default_factory=list, description="What apps log in with.")
+    limits: Limits = Field(default_factory=Limits, description="What clients can ask of relayd.")
+    upstreams: dict[Name, _TaggedUpstream] = Field(
+        min_length=1, description="Providers that carry the mail, by the names that routes use."
+    )
+    routes: list[Route] = Field(min_length=1, description="Which upstream carries a message: the first match wins.")
+    campaign_header: HeaderName = Field(
+        "X-Relay-Campaign", description="Header that names the campaign of a message; removed before sending."
+    )
+    dkim: list[DKIMKey] = Field(default_factory=list, description="Keys that sign outgoing mail.")
+    retry: Retry = Field(default_factory=Retry, description="When relayd tries again, and when it gives up.")
+    bounces: Bounces = Field(default_factory=Bounces, description="Who is told about mail that did not arrive.")
+    spool: Spool = Field(default_factory=Spool, description="How mail is kept on disk.")
+    web: Web = Field(default_factory=Web, description="Where health and metrics are served.")
+    log: Log = Field(default_factory=Log, description="What is logged, and how.")
+    shutdown: Duration = Field(
+        30.0, ge=1, description="How long stopping may take before what is in flight is cut off."
+    )
 
     @property
     def worker_count(self) -> int:
         """Processes to run."""
-        return int(_workers(self.workers))
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+
+    @property
+    def certificate_path(self) -> Path:
+        """Where the listeners' certificate is or will be made."""
+        return self.data_dir / self.tls.certificate
+
+    @property
+    def key_path(self) -> Path:
+        """Where the certificate's private key is or will be made."""
+        return self.data_dir / self.tls.key
