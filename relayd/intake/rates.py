@@ -18,7 +18,7 @@ from relayd.spool.state import Slice, Spent, StateDB, StateError, Used
 
 _SLICES_PER_WINDOW = 16
 """A slice is at most this part of a worker's share: small enough that a crash costs the client little."""
-_MAX_VALID = 5000
+_MAX_VALID = 60_000
 _MIN_VALID = 50
 """Milliseconds that a slice can be used for; between these bounds a sixteenth of the window."""
 _GRAINS = 256
@@ -34,8 +34,13 @@ class _Held:
     """A slice in use."""
 
     slice: Slice
+    since: Millis
     left: int
     used: list[Used] = field(default_factory=list)
+
+    def usable(self, now: Millis) -> bool:
+        """A clock behind its beginning stepped back: then the slice's time has lost its meaning."""
+        return self.left > 0 and self.since <= now < self.slice.until
 
 
 class _Account:
@@ -63,8 +68,7 @@ class _Account:
         held = self.held
         if held is None:
             return False
-        # a clock behind the slice's beginning stepped back: the slice's time has lost its meaning
-        if not held.slice.until - self.valid <= now < held.slice.until or held.left == 0:
+        if not held.usable(now):
             self.put_down()
             return False
         held.left -= 1
@@ -78,7 +82,7 @@ class _Account:
     def put_down(self) -> None:
         """Be done with the slice in hand."""
         if self.held is not None:
-            self.spent.append(Spent(self.held.slice.id, self.username, tuple(self.held.used)))
+            self.spent.append(Spent(self.held.slice.id, self.username, self.grain, tuple(self.held.used)))
             self.held = None
 
 
@@ -128,6 +132,7 @@ class RateBook:
             if account.leasing is None:
                 # a task of ours, shared by all who wait: a client that leaves must not lose the slice it asked for
                 account.leasing = asyncio.create_task(self._lease(account), name="lease a rate")
+                account.leasing.add_done_callback(_seen)
             await asyncio.shield(account.leasing)
         return taken
 
@@ -149,11 +154,14 @@ class RateBook:
             raise
         finally:
             account.leasing = None
-        if slice_.permits:
-            account.put_down()
-            account.held = _Held(slice_, slice_.permits)
-        else:
+        if not slice_.permits:
             account.refused_until = min(slice_.until, self._clock() + _RECHECK)
+            return
+        account.put_down()
+        account.held = _Held(slice_, now, slice_.permits)
+        if self._clock() >= slice_.until:
+            # a disk so slow that the slice came too late: ask for longer ones rather than for ever
+            account.valid = min(account.valid * 2, _MAX_VALID)
 
     async def start(self) -> None:
         """Begin to hand back what runs out unused."""
@@ -172,14 +180,11 @@ class RateBook:
         await self.hand_back()
 
     async def hand_back(self) -> None:
-        """Return slices that are spent or whose time is over. What state.db does not take now is kept for the next time."""
+        """Return slices that are spent or whose time is over; what state.db does not take now, it gets next time."""
         now = self._clock()
         spent, self._orphans = self._orphans, []
         for account in self._accounts.values():
-            if (
-                account.held is not None
-                and not account.held.slice.until - account.valid <= now < account.held.slice.until
-            ):
+            if account.held is not None and not account.held.usable(now):
                 account.put_down()
             spent += account.spent
             account.spent = []
@@ -195,3 +200,9 @@ class RateBook:
         while True:
             await asyncio.sleep(_SWEEP)
             await self.hand_back()
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """A failure with nobody left to hear it is no unretrieved exception."""
+    if not task.cancelled():
+        task.exception()
