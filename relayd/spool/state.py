@@ -1,6 +1,6 @@
 """state.db: the small facts that all workers share (rate slices, fetched networks, failed logins, leases of duties).
 
-Speaks in verbs, like the spool; what the facts mean is decided by those who ask (intake/rates.py, networks.py, guesses.py).
+Speaks in verbs, like the spool; what the facts mean is decided by those who ask: intake/{rates,networks,guesses}.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from relayd.core.units import Millis
 T = TypeVar("T")
 
 _BUSY_SECONDS = 5.0
+_CLOCK_SLACK = 65_000
+"""How far ahead of now (ms) a slice may end: another worker may have just leased a longer one."""
 _SCHEMA = (
     """
-    CREATE TABLE rate_use (id INTEGER PRIMARY KEY, username TEXT NOT NULL, at INTEGER NOT NULL, count INTEGER NOT NULL);
+    CREATE TABLE rate_use (id INTEGER PRIMARY KEY, username TEXT NOT NULL, at INTEGER NOT NULL, count INTEGER NOT NULL,
+        grain INTEGER);
     CREATE INDEX rate_use_username ON rate_use (username, at);
     CREATE TABLE network (name TEXT PRIMARY KEY, url TEXT NOT NULL, fetched_at INTEGER, next_try INTEGER NOT NULL,
         failures INTEGER NOT NULL, addresses TEXT NOT NULL) WITHOUT ROWID;
@@ -54,6 +57,8 @@ class Spent:
 
     slice: int
     username: str
+    grain: Millis
+    """Uses within one grain are kept as one row, which counts from the last of them."""
     used: tuple[Used, ...]
 
 
@@ -98,7 +103,7 @@ class _Connection(aiosqlite.Connection):
         self._thread.daemon = True
 
     async def transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
-        """Run `work` in a write transaction. `durable` False leaves the fsync to later: for facts that a crash may eat."""
+        """Run `work` in a write transaction; `durable` False leaves the fsync for later, for facts a crash may eat."""
         return await self._execute(_transact, self._conn, work, durable)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -151,7 +156,8 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     for script in _SCHEMA[version:]:
         for statement in script.split(";"):
             db.execute(statement)
-    db.execute(f"PRAGMA user_version={len(_SCHEMA)}")
+    if version < len(_SCHEMA):
+        db.execute(f"PRAGMA user_version={len(_SCHEMA)}")
 
 
 class StateDB:
@@ -207,8 +213,9 @@ class StateDB:
 
         def work(db: sqlite3.Connection) -> Slice:
             _settle(db, spent)
-            # a clock that stepped back must not lock a credential out for longer than its window
-            db.execute("UPDATE rate_use SET at = ? WHERE username = ? AND at > ?", (now + valid, username, now + valid))
+            # a clock that stepped back must not lock a credential out for much longer than its window
+            ahead = now + valid + _CLOCK_SLACK
+            db.execute("UPDATE rate_use SET at = ? WHERE username = ? AND at > ?", (ahead, username, ahead))
             # a little longer than the window: a worker whose clock reading is a moment older may still be waiting
             db.execute("DELETE FROM rate_use WHERE username = ? AND at <= ?", (username, now - window - valid))
             used, oldest = db.execute(
@@ -240,7 +247,7 @@ class StateDB:
             durable=False,
         )
         try:
-            return {row[0]: FetchedList(*row[:5], addresses=orjson.loads(row[5])) for row in rows}
+            return {row[0]: FetchedList(*row[:5], orjson.loads(row[5])) for row in rows}
         except orjson.JSONDecodeError as error:
             raise StateError(f"state.db: a kept network is damaged: {error}") from error
 
@@ -303,7 +310,14 @@ class StateDB:
 def _settle(db: sqlite3.Connection, spent: Sequence[Spent]) -> None:
     for entry in spent:
         db.execute("DELETE FROM rate_use WHERE id = ?", (entry.slice,))
-        db.executemany(
-            "INSERT INTO rate_use (username, at, count) VALUES (?, ?, ?)",
-            [(entry.username, used.at, used.count) for used in entry.used],
-        )
+        for used in entry.used:
+            grain = used.at - used.at % entry.grain
+            changed = db.execute(
+                "UPDATE rate_use SET count = count + ?, at = max(at, ?) WHERE username = ? AND at >= ? AND grain = ?",
+                (used.count, used.at, entry.username, grain, grain),
+            )
+            if not changed.rowcount:
+                db.execute(
+                    "INSERT INTO rate_use (username, at, count, grain) VALUES (?, ?, ?, ?)",
+                    (entry.username, used.at, used.count, grain),
+                )
