@@ -14,7 +14,6 @@ from pathlib import Path
 
 import structlog
 
-from relayd.config.models import Config
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message, Recipient
@@ -164,7 +163,7 @@ class Dispatcher:
 
     def claim(self, message: MessageId) -> bool:
         """Take a message out of memory so that it can be changed; False while it is being sent."""
-        claimed = []
+        claimed: list[Lane] = []
         for line in self._lines.values():
             if not line.lane.claim(message):
                 for lane in claimed:
@@ -421,18 +420,3 @@ class Dispatcher:
 
 def _nothing_tried(sent: Sent) -> bool:
     return all(outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.TROUBLE) for outcome in sent.outcomes)
-
-
-def plans(config: Config, connectors: Mapping[str, Connector]) -> dict[str, UpstreamPlan]:
-    """The plan of every upstream that a configuration names."""
-    return {
-        name: UpstreamPlan(
-            name=name,
-            connector=connectors[name],
-            connections=upstream.limits.connections,
-            recipients=upstream.limits.recipients_per_message,
-            on_uncertain=upstream.on_uncertain,
-            identity=upstream,
-        )
-        for name, upstream in config.upstreams.items()
-    }

@@ -1,0 +1,57 @@
+"""From the configuration to what the dispatcher works by: connectors, routes, keys, policy.
+
+Everything that can fail on a faulty configuration fails here, before anything running is touched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from relayd.config.models import Config, SandboxUpstream
+from relayd.delivery.dispatch import Plan, UpstreamPlan
+from relayd.delivery.dkim import Signer
+from relayd.delivery.routing import RouteTable
+from relayd.delivery.sandbox import SandboxConnector
+from relayd.delivery.session import Connector
+from relayd.delivery.settle import Policy
+from relayd.delivery.smtp import SMTPConnector
+
+
+def policy_of(config: Config) -> Policy:
+    """Retry, lifetime and reports, in milliseconds."""
+    return Policy(
+        schedule=config.retry.schedule,
+        lifetime=round(config.retry.lifetime * 1000),
+        delay_notice=round(config.retry.delay_notice * 1000),
+        notify=config.bounces.notify == "sender",
+    )
+
+
+def connector_for(name: str, config: Config, data_dir: Path) -> Connector:
+    """The connector of one upstream. Raises OSError or ssl.SSLError for an unusable ca_file."""
+    upstream = config.upstreams[name]
+    if isinstance(upstream, SandboxUpstream):
+        return SandboxConnector(name, data_dir / "sandbox.db")
+    return SMTPConnector(name, upstream, upstream.hostname or config.hostname)
+
+
+def build_plan(config: Config, data_dir: Path) -> Plan:
+    """Raises OSError, ValueError or ssl.SSLError for keys and CA files that cannot be used."""
+    upstreams = {
+        name: UpstreamPlan(
+            name=name,
+            connector=connector_for(name, config, data_dir),
+            connections=upstream.limits.connections,
+            recipients=upstream.limits.recipients_per_message,
+            on_uncertain=upstream.on_uncertain,
+            identity=(upstream, config.hostname),
+        )
+        for name, upstream in config.upstreams.items()
+    }
+    return Plan(
+        upstreams=upstreams,
+        table=RouteTable(config.routes),
+        signer=Signer(config.dkim),
+        policy=policy_of(config),
+        window=config.spool.window,
+    )

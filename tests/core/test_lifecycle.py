@@ -1,0 +1,93 @@
+"""The lifecycle table, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from relayd.core.event import EventKind
+from relayd.core.lifecycle import ATTEMPTABLE, FINAL, Act, OnUncertain, OutcomeKind, State, Step, act, step
+
+Q, D, U, H = State.QUEUED, State.DEFERRED, State.UNCERTAIN, State.HELD
+RETRY, HOLD = OnUncertain.RETRY, OnUncertain.HOLD
+
+ROWS = [
+    (Q, OutcomeKind.DELIVERED, RETRY, Step(State.DELIVERED, EventKind.DELIVERED, counts=True, retry=False)),
+    (D, OutcomeKind.DELIVERED, RETRY, Step(State.DELIVERED, EventKind.DELIVERED, counts=True, retry=False)),
+    (U, OutcomeKind.DELIVERED, RETRY, Step(State.DELIVERED, EventKind.DELIVERED, counts=True, retry=False)),
+    (Q, OutcomeKind.REJECTED, RETRY, Step(State.BOUNCED, EventKind.BOUNCED, counts=True, retry=False)),
+    (D, OutcomeKind.REJECTED, RETRY, Step(State.BOUNCED, EventKind.BOUNCED, counts=True, retry=False)),
+    (U, OutcomeKind.REJECTED, RETRY, Step(State.BOUNCED, EventKind.BOUNCED, counts=True, retry=False)),
+    (Q, OutcomeKind.DEFERRED, RETRY, Step(D, EventKind.DEFERRED, counts=True, retry=True)),
+    (D, OutcomeKind.DEFERRED, RETRY, Step(D, EventKind.DEFERRED, counts=True, retry=True)),
+    (U, OutcomeKind.DEFERRED, RETRY, Step(U, EventKind.UNCERTAIN, counts=True, retry=True)),
+    (Q, OutcomeKind.UNCERTAIN, RETRY, Step(U, EventKind.UNCERTAIN, counts=True, retry=True)),
+    (D, OutcomeKind.UNCERTAIN, RETRY, Step(U, EventKind.UNCERTAIN, counts=True, retry=True)),
+    (Q, OutcomeKind.UNCERTAIN, HOLD, Step(U, EventKind.UNCERTAIN, counts=True, retry=False)),
+    (U, OutcomeKind.UNCERTAIN, HOLD, Step(U, EventKind.UNCERTAIN, counts=True, retry=False)),
+    (Q, OutcomeKind.TROUBLE, RETRY, Step(Q, EventKind.DEFERRED, counts=False, retry=True)),
+    (D, OutcomeKind.TROUBLE, RETRY, Step(D, EventKind.DEFERRED, counts=False, retry=True)),
+    (U, OutcomeKind.TROUBLE, HOLD, Step(U, EventKind.DEFERRED, counts=False, retry=True)),
+]
+
+
+@pytest.mark.parametrize(("state", "outcome", "policy", "expected"), ROWS)
+def test_an_attempt_steps_as_the_table_says(
+    state: State, outcome: OutcomeKind, policy: OnUncertain, expected: Step
+) -> None:
+    assert step(state, outcome, policy) == expected
+
+
+@pytest.mark.parametrize("state", [*sorted(FINAL), H])
+@pytest.mark.parametrize("outcome", list(OutcomeKind))
+def test_final_and_held_recipients_are_never_attempted(state: State, outcome: OutcomeKind) -> None:
+    with pytest.raises(ValueError, match="not attempted"):
+        step(state, outcome)
+
+
+def test_only_rejection_bounces_and_only_delivery_delivers() -> None:
+    for state in ATTEMPTABLE:
+        for outcome in OutcomeKind:
+            for policy in OnUncertain:
+                nxt = step(state, outcome, policy)
+                assert (nxt.state is State.BOUNCED) == (outcome is OutcomeKind.REJECTED)
+                assert (nxt.state is State.DELIVERED) == (outcome is OutcomeKind.DELIVERED)
+                assert nxt.retry != nxt.state.final or (policy is HOLD and outcome is OutcomeKind.UNCERTAIN)
+
+
+ACTS = [
+    (Q, Act.HOLD, False, False, (H, EventKind.HELD, False)),
+    (U, Act.HOLD, True, True, (H, EventKind.HELD, False)),
+    (H, Act.HOLD, False, False, None),
+    (H, Act.RELEASE, False, False, (Q, EventKind.RELEASED, True)),
+    (H, Act.RELEASE, False, True, (D, EventKind.RELEASED, True)),
+    (U, Act.RELEASE, True, True, (U, EventKind.RELEASED, True)),
+    (U, Act.RELEASE, False, True, None),
+    (Q, Act.RELEASE, False, False, None),
+    (D, Act.RETRY, False, True, (D, EventKind.RETRIED, True)),
+    (H, Act.RETRY, False, True, None),
+    (H, Act.FAIL, False, True, (State.BOUNCED, EventKind.BOUNCED, False)),
+    (D, Act.FAIL, False, True, (State.BOUNCED, EventKind.BOUNCED, False)),
+    (H, Act.DELETE, False, False, (State.DELETED, EventKind.DELETED, False)),
+    (Q, Act.DELETE, False, False, (State.DELETED, EventKind.DELETED, False)),
+    (D, Act.EXPIRE, False, True, (State.EXPIRED, EventKind.EXPIRED, False)),
+    (U, Act.EXPIRE, True, True, (State.EXPIRED, EventKind.EXPIRED, False)),
+]
+
+
+@pytest.mark.parametrize(("state", "deed", "parked", "attempted", "expected"), ACTS)
+def test_an_act_steps_as_the_table_says(
+    state: State,
+    deed: Act,
+    parked: bool,
+    attempted: bool,
+    expected: tuple[State, EventKind, bool] | None,
+) -> None:
+    nxt = act(state, deed, parked=parked, attempted=attempted)
+    assert (nxt and (nxt.state, nxt.event, nxt.retry)) == expected
+    assert nxt is None or not nxt.counts
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+@pytest.mark.parametrize("deed", list(Act))
+def test_the_first_final_state_stands(state: State, deed: Act) -> None:
+    assert act(state, deed, parked=False, attempted=True) is None
