@@ -247,7 +247,10 @@ class StateDB:
             durable=False,
         )
         try:
-            return {row[0]: FetchedList(*row[:5], orjson.loads(row[5])) for row in rows}
+            return {
+                name: FetchedList(name, url, fetched_at, next_try, failures, orjson.loads(addresses))
+                for name, url, fetched_at, next_try, failures, addresses in rows
+            }
         except orjson.JSONDecodeError as error:
             raise StateError(f"state.db: a kept network is damaged: {error}") from error
 
