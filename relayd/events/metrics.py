@@ -1,0 +1,341 @@
+"""Prometheus metrics: every name relayd shows, and the methods through which the parts report facts.
+
+Counting on the hot path is a dictionary entry; prometheus_client hears of it once a second. With several workers
+the figures live in files that any of them can sum. docs/metrics.md explains each name to people.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+
+from relayd.core.event import Event, EventKind
+from relayd.core.units import Millis
+from relayd.events.tally import Tallies, Tally
+from relayd.spool.store import LaneDepth
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_BATCH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """One process's metrics: a reader of the store's events, and the observers of the parts that do the work.
+
+    `intake`, `listeners` and `delivery` are what those parts take as their observer.
+    """
+
+    def __init__(self, slots: int = 1, directory: Path | None = None, slot: int = 0) -> None:
+        """With several `slots` the figures are kept in `directory`, shared by the workers.
+
+        A restarted worker goes on counting in the files of its `slot`, so that counters never fall.
+        """
+        self._directory = directory if slots > 1 else None
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        if self._directory is not None:
+            share(self._directory, str(slot))
+        self.registry = CollectorRegistry()
+        self._tallies = Tallies()
+        self._events = self._event_table()
+        self._messages = self._tally("relayd_messages_accepted_total", "Messages kept.", "listener")
+        self._maillog_dropped = self._tally("relayd_maillog_dropped_total", "Lines the mail log could not write.")
+        refused = self._tally("relayd_refused_total", "Refusals to clients.", "listener", "reason")
+        self.intake = IntakeMetrics(refused, self._tally("relayd_auth_total", "Logins tried.", "listener", "result"))
+        self.listeners = self._listener_metrics(refused)
+        self.delivery = self._delivery_metrics()
+        self._spool_metrics()
+        self._machine_metrics(slots)
+
+    # -- what there is
+
+    def _tally(self, name: str, text: str, *labels: str) -> Tally:
+        tally = Tally(Counter(name, text, labels, registry=self.registry), len(labels), self._tallies)
+        self._tallies.all.append(tally)
+        return tally
+
+    def _gauge(self, name: str, text: str, *labels: str, mode: str = "livesum") -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+    def _event_table(self) -> dict[EventKind, tuple[Tally, tuple[str, ...]]]:
+        """Event → its tally and the details that label it."""
+
+        def row(name: str, text: str, *labels: str) -> tuple[Tally, tuple[str, ...]]:
+            return self._tally(name, text, *labels), labels
+
+        return {
+            EventKind.ACCEPTED: row("relayd_accepted_total", "Recipients kept.", "listener"),
+            EventKind.DELIVERED: row("relayd_delivered_total", "Recipients delivered.", "upstream"),
+            EventKind.DEFERRED: row("relayd_deferred_total", "Attempts that failed for now.", "upstream", "class"),
+            EventKind.BOUNCED: row("relayd_bounced_total", "Recipients refused for good.", "upstream", "class"),
+            EventKind.EXPIRED: row("relayd_expired_total", "Recipients whose lifetime ended.", "upstream"),
+            EventKind.UNCERTAIN: row("relayd_uncertain_total", "Attempts silent after the final dot.", "upstream"),
+            EventKind.SUPPRESSED: row("relayd_suppressed_total", "Recipients not mailed on purpose."),
+            EventKind.HELD: row("relayd_held_total", "Recipients put on hold."),
+            EventKind.RELEASED: row("relayd_released_total", "Recipients released from hold."),
+            EventKind.DELAYED: row("relayd_delayed_total", "Recipients whose sender was told of a delay."),
+            EventKind.RETRIED: row("relayd_retried_total", "Recipients an operator retried at once."),
+            EventKind.DELETED: row("relayd_deleted_total", "Recipients an operator deleted."),
+        }
+
+    def _listener_metrics(self, refused: Tally) -> ListenerMetrics:
+        return ListenerMetrics(
+            refused,
+            self._tally("relayd_connections_total", "Client connections taken.", "listener"),
+            self._tally("relayd_tls_connections_total", "TLS handshakes with clients.", "listener", "version"),
+            self._tally("relayd_long_lines_total", "Lines over limits.line_length, relayed as they came.", "listener"),
+            self._gauge("relayd_connections", "Open client connections.", "listener"),
+        )
+
+    def _delivery_metrics(self) -> DeliveryMetrics:
+        failed = "Connections to upstreams that did not come about."
+        return DeliveryMetrics(
+            self._histogram("relayd_attempt_seconds", "Time of one transaction.", _SECONDS, "upstream"),
+            self._gauge("relayd_upstream_connections", "Open connections to upstreams.", "upstream"),
+            self._gauge("relayd_upstream_paused", "1 while trouble pauses it.", "upstream", mode="livemax"),
+            self._tally("relayd_upstream_connect_failed_total", failed, "upstream", "class"),
+            self._tally("relayd_reports_total", "Reports to senders.", "kind"),
+        )
+
+    def _spool_metrics(self) -> None:
+        gauge = self._gauge
+        self._commit = self._histogram("relayd_commit_seconds", "Time of one commit to the spool.", _SECONDS)
+        self._batch = self._histogram("relayd_commit_batch", "Changes that shared one commit.", _BATCH)
+        self._depth = gauge("relayd_queue_depth", "Recipients waiting.", "upstream")
+        age = "Age of the oldest waiting recipient."
+        self._oldest = gauge("relayd_queue_oldest_seconds", age, "upstream", mode="livemax")
+        self._damaged = gauge("relayd_spool_damaged_segments", "Spool files set aside as damaged.")
+        self._lanes: set[str] = set()
+
+    def _machine_metrics(self, slots: int) -> None:
+        gauge = self._gauge
+        self._disk_free = gauge("relayd_disk_free_bytes", "Room for the spool.", mode="livemin")
+        self._disk_ratio = gauge("relayd_disk_free_ratio", "Free share of the disk.", mode="livemin")
+        self._inodes = gauge("relayd_disk_free_inodes_ratio", "Free share of inodes.", mode="livemin")
+        self._memory = gauge("relayd_memory_used_bytes", "Octets of messages in memory.")
+        self._memory_limit = gauge("relayd_memory_limit_bytes", "Octets of messages allowed in memory.")
+        gauge("relayd_workers", "Workers that run.").set(1)
+        gauge("relayd_workers_wanted", "Workers configured.", mode="livemax").set(slots)
+        info = gauge("relayd_build_info", "1; the versions are its labels.", "version", "python", mode="livemax")
+        info.labels(_version(), ".".join(map(str, sys.version_info[:3]))).set(1)
+
+    # -- the store
+
+    def events(self, events: Sequence[Event]) -> None:
+        """A reader of the store's events."""
+        table = self._events
+        for event in events:
+            tally, keys = table[event.kind]
+            detail = event.detail
+            tally.add(*[str(detail.get(key) or "") for key in keys])
+            if event.kind is EventKind.ACCEPTED and event.n == 0:
+                self._messages.add(str(detail.get("listener") or ""))
+
+    def commit(self, seconds: float, changes: int) -> None:
+        """One commit took that long and carried so many changes."""
+        self._commit.observe(seconds)
+        self._batch.observe(changes)
+
+    def damaged(self, segments: int) -> None:
+        """So many spool files of this worker are set aside."""
+        self._damaged.set(segments)
+
+    def queue(self, lanes: Iterable[LaneDepth], now: Millis) -> None:
+        """What waits in this worker's spool."""
+        seen = set()
+        for lane in lanes:
+            seen.add(lane.lane)
+            self._depth.labels(lane.lane).set(lane.depth)
+            self._oldest.labels(lane.lane).set(0 if lane.oldest is None else max(now - lane.oldest, 0) / 1000)
+        for name in self._lanes - seen:
+            # an emptied lane is shown as empty: a series that ends would look like one that was forgotten
+            self._depth.labels(name).set(0)
+            self._oldest.labels(name).set(0)
+        self._lanes |= seen
+
+    # -- the machine
+
+    def disk(self, free_bytes: int, free_ratio: float, free_inodes: float) -> None:
+        """Room where the spool is: octets, and the free shares (0 to 1) of octets and inodes."""
+        self._disk_free.set(free_bytes)
+        self._disk_ratio.set(free_ratio)
+        self._inodes.set(free_inodes)
+
+    def memory(self, used: int, limit: int) -> None:
+        """Octets of messages in memory, and their limit, of this worker."""
+        self._memory.set(used)
+        self._memory_limit.set(limit)
+
+    def maillog_dropped(self, lines: int) -> None:
+        """The mail log lost lines."""
+        self._maillog_dropped.add(count=lines)
+
+    # -- showing it
+
+    def flush(self) -> None:
+        """Make what was counted visible to the other workers now (it is within a second anyway)."""
+        self._tallies.flush()
+
+    def render(self) -> bytes:
+        """The text format, summed over all workers. Raises OSError when the shared files cannot be read."""
+        self.flush()
+        return self._render()
+
+    async def page(self) -> bytes:
+        """The same without holding up the loop: reading many workers' files takes milliseconds."""
+        self.flush()
+        return await asyncio.to_thread(self._render)
+
+    def _render(self) -> bytes:
+        if self._directory is None:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, str(self._directory))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class IntakeMetrics:
+    """An intake observer (relayd/intake/observer.py)."""
+
+    def __init__(self, refused: Tally, auth: Tally) -> None:
+        self._refused = refused
+        self._auth = auth
+
+    def refused(self, reason: str, listener: str) -> None:
+        """A connection, command or message was refused by admission or at the spool."""
+        self._refused.add(listener, reason.replace("-", "_"))
+
+    def auth_failed(self, reason: str, listener: str) -> None:
+        """A login failed."""
+        self._auth.add(listener, reason.replace("-", "_"))
+
+    def auth_succeeded(self, listener: str) -> None:
+        """A login succeeded."""
+        self._auth.add(listener, "ok")
+
+
+class ListenerMetrics:
+    """A listener observer (relayd/listener/observer.py)."""
+
+    def __init__(self, refused: Tally, total: Tally, tls: Tally, long_lines: Tally, gauge: Gauge) -> None:
+        self._refused = refused
+        self._total = total
+        self._tls = tls
+        self._long_lines = long_lines
+        self._gauge = gauge
+        self._open: dict[str, Gauge] = {}
+
+    def connected(self, listener: str) -> None:
+        """A connection was taken in."""
+        self._total.add(listener)
+        self._of(listener).inc()
+
+    def disconnected(self, listener: str) -> None:
+        """It is gone."""
+        self._of(listener).dec()
+
+    def tls(self, listener: str, version: str) -> None:
+        """A handshake succeeded."""
+        self._tls.add(listener, version)
+
+    def refused(self, listener: str, reason: str) -> None:
+        """A command, message or connection was refused by the listener itself."""
+        self._refused.add(listener, reason)
+
+    def long_lines(self, listener: str, count: int) -> None:
+        """A message was taken with so many lines over the standard length."""
+        self._long_lines.add(listener, count=count)
+
+    def _of(self, listener: str) -> Gauge:
+        gauge = self._open.get(listener)
+        if gauge is None:
+            gauge = self._open[listener] = self._gauge.labels(listener)
+        return gauge
+
+
+class DeliveryMetrics:
+    """A delivery observer (relayd/delivery/observer.py)."""
+
+    def __init__(self, attempt: Histogram, connections: Gauge, paused: Gauge, failed: Tally, reports: Tally) -> None:
+        self._attempt = attempt
+        self._connections = connections
+        self._paused = paused
+        self._failed = failed
+        self._reports = reports
+        self._attempts: dict[str, Histogram] = {}
+
+    def attempt(self, upstream: str, seconds: float) -> None:
+        """One transaction took that long."""
+        child = self._attempts.get(upstream)
+        if child is None:
+            child = self._attempts[upstream] = self._attempt.labels(upstream)
+        child.observe(seconds)
+
+    def connections(self, upstream: str, change: int) -> None:
+        """A connection to the upstream was opened (+1) or closed (-1)."""
+        self._connections.labels(upstream).inc(change)
+
+    def connect_failed(self, upstream: str, cls: str) -> None:
+        """A connection to the upstream did not come about."""
+        self._failed.add(upstream, cls)
+
+    def paused(self, upstream: str, paused: bool) -> None:
+        """The upstream's trouble began or ended."""
+        self._paused.labels(upstream).set(int(paused))
+
+    def report(self, kind: str) -> None:
+        """A report to a sender was made."""
+        self._reports.add(kind)
+
+
+class SupervisorMetrics:
+    """What only the supervisor knows, beside its workers' files."""
+
+    def __init__(self, directory: Path) -> None:
+        share(directory, "supervisor")
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._restarts = Counter(
+            "relayd_worker_restarts_total", "Workers that ended and were started again.", registry=self.registry
+        )
+        self._directory = directory
+
+    def died(self, slot: int) -> None:
+        """A worker ended: its gauges go, its counters stay."""
+        multiprocess.mark_process_dead(slot, str(self._directory))  # type: ignore[no-untyped-call]
+
+    def restarted(self) -> None:
+        """A worker is being started again."""
+        self._restarts.inc()
+
+
+def share(directory: Path, identity: str) -> None:
+    """Keep this process's values in files of `directory`, under `identity` instead of the process id.
+
+    prometheus_client knows one such place per process, named by the environment, chosen before the first metric.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    values.ValueClass = values.MultiProcessValue(lambda: identity)  # type: ignore[no-untyped-call]
+
+
+def clear(directory: Path) -> None:
+    """Begin from nothing: make the directory, drop what an earlier run left. Raises OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for file in directory.glob("*.db"):
+        file.unlink()
+
+
+def _version() -> str:
+    try:
+        return version("relayd")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,78 @@
+"""Counting on the hot path: additions wait in a dictionary, prometheus_client hears of them once a second.
+
+Which counters there are, and what they mean, is metrics.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import Counter
+
+FLUSH = 1.0
+"""Seconds after which what was counted is shown by other workers too."""
+MOST_LABELS = 500
+"""Label combinations of one counter; further ones are counted as "other"."""
+
+Labels = tuple[str, ...]
+
+
+class Tally:
+    """A counter whose additions wait in a dictionary until `flush`."""
+
+    __slots__ = ("_children", "_counter", "_labels", "_wake", "pending")
+
+    def __init__(self, counter: Counter, labels: int, wake: Tallies) -> None:
+        self._counter = counter
+        self._labels = labels
+        self._children: dict[Labels, Counter] = {}
+        self._wake = wake
+        self.pending: dict[Labels, float] = {}
+
+    def add(self, *labels: str, count: float = 1) -> None:
+        """Count, under these label values."""
+        pending = self.pending
+        if not pending:
+            self._wake.wake()
+        pending[labels] = pending.get(labels, 0) + count
+
+    def flush(self) -> None:
+        """Hand on what was counted."""
+        for labels, count in self.pending.items():
+            child = self._children.get(labels)
+            if child is None:
+                child = self._child(labels)
+            child.inc(count)
+        self.pending.clear()
+
+    def _child(self, labels: Labels) -> Counter:
+        if not labels:
+            return self._counter
+        if len(self._children) >= MOST_LABELS:
+            labels = ("other",) * self._labels
+        child = self._children[labels] = self._counter.labels(*labels)
+        return child
+
+
+class Tallies:
+    """All tallies of a process; flushes them a moment after the first addition, for as long as a loop runs."""
+
+    def __init__(self) -> None:
+        self.all: list[Tally] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        """Something was counted."""
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(FLUSH, self.flush)
+            except RuntimeError:
+                return  # no loop: render flushes
+
+    def flush(self) -> None:
+        """Hand on everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for tally in self.all:
+            tally.flush()
