@@ -158,7 +158,7 @@ class Store(Protocol):
         """Every lane that has waiting recipients (held and parked ones not counted)."""
 
     async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
-        """Look at the routes again for every waiting recipient; how many changed lanes. Used when the configuration changed."""
+        """Look at the routes again for every recipient that is not final; how many changed lanes (after a reload)."""
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""

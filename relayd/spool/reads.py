@@ -1,0 +1,227 @@
+"""Questions to one segment, as plain functions on a connection: used by the store's read threads and by reader.py.
+
+Nothing here writes, waits or knows more than one segment.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from relayd.core.ids import EPOCH, MessageId
+from relayd.core.units import Millis
+from relayd.spool import codec
+from relayd.spool.store import Delivery, History, NoSuchMessageError, Waiting
+
+_MANY = 200
+"""Ids in one IN (...)."""
+LAST = 2**63 - 1
+"""Greater than every id."""
+
+WAITING = "state < 3"
+"""To be tried: queued, deferred, uncertain."""
+UNDELAYED = "state < 3 AND delayed = 0"
+UNFINISHED = "state < 10"
+"""Waiting, held or parked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A message with something due."""
+
+    due: Millis
+    message: MessageId
+    recipients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a segment holds, as far as opening and keeping it is concerned."""
+
+    waiting: bool
+    owed: bool
+    newest: MessageId | None
+
+
+def first_id(at: Millis) -> MessageId:
+    """The smallest id of a moment: earlier messages have smaller ids."""
+    return max(at - EPOCH, 0) << 22
+
+
+def standing(db: sqlite3.Connection) -> Standing:
+    """Whether anything waits or is owed, and the newest id."""
+    waiting, owed, newest = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM recipient INDEXED BY recipient_due WHERE due IS NOT NULL)"
+        " OR EXISTS (SELECT 1 FROM recipient INDEXED BY recipient_parked WHERE due IS NULL AND state < 10),"
+        " EXISTS (SELECT 1 FROM recipient INDEXED BY recipient_owed WHERE notice IS NOT NULL),"
+        " (SELECT MAX(id) FROM message)"
+    ).fetchone()
+    return Standing(bool(waiting), bool(owed), newest)
+
+
+def used_octets(db: sqlite3.Connection) -> int:
+    """Octets in use, free pages not counted."""
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    (free,) = db.execute("PRAGMA freelist_count").fetchone()
+    (size,) = db.execute("PRAGMA page_size").fetchone()
+    return int((pages - free) * size)
+
+
+def due_heads(
+    db: sqlite3.Connection, lane: str, now: Millis, after: tuple[Millis, MessageId], limit: int
+) -> list[Head]:
+    """Messages of a lane due by `now`, oldest due first, behind the place `after`: index only."""
+    return [
+        Head(*row)
+        for row in db.execute(
+            "SELECT due, message, COUNT(*) FROM recipient INDEXED BY recipient_due"
+            " WHERE lane = ?1 AND due IS NOT NULL AND due <= ?2 AND (due, message) > (?3, ?4)"
+            " GROUP BY due, message ORDER BY due, message LIMIT ?5",
+            (lane, now, *after, limit),
+        )
+    ]
+
+
+def next_due(db: sqlite3.Connection, lane: str, now: Millis) -> Millis | None:
+    """The earliest due of a lane later than `now`."""
+    row = db.execute(
+        "SELECT due FROM recipient INDEXED BY recipient_due"
+        " WHERE lane = ? AND due IS NOT NULL AND due > ? ORDER BY due LIMIT 1",
+        (lane, now),
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def due_deliveries(db: sqlite3.Connection, lane: str, now: Millis, messages: Sequence[MessageId]) -> list[Delivery]:
+    """These messages with their recipients of the lane that are due by `now`, as they stand at this moment."""
+    return deliveries(db, messages, "due IS NOT NULL AND lane = ? AND due <= ?", (lane, now))
+
+
+def deliveries(
+    db: sqlite3.Connection, messages: Sequence[MessageId], condition: str, values: Sequence[object] = ()
+) -> list[Delivery]:
+    """Messages in the given order, with their recipients that fulfil an SQL condition of ours, if there are any."""
+    if not messages:
+        return []
+    groups: dict[MessageId, list[Waiting]] = {}
+    facts = {}
+    # one snapshot for both tables
+    db.execute("BEGIN")
+    try:
+        for some in _slices(messages):
+            marks = ", ".join("?" * len(some))
+            for row in db.execute(
+                f"SELECT {codec.RECIPIENT} FROM recipient WHERE message IN ({marks}) AND {condition}"  # noqa: S608
+                " ORDER BY message, n",
+                (*some, *values),
+            ):
+                groups.setdefault(row[0], []).append(codec.waiting_of(row))
+            for row in db.execute(f"SELECT {codec.MESSAGE} FROM message WHERE id IN ({marks})", some):  # noqa: S608
+                facts[row[0]] = codec.message_of(row)
+    finally:
+        db.execute("COMMIT")
+    return [Delivery(facts[number], tuple(groups[number])) for number in messages if number in groups]
+
+
+def lanes(db: sqlite3.Connection) -> list[tuple[str, int, MessageId]]:
+    """Lane, waiting recipients and oldest message of each lane."""
+    return db.execute(
+        "SELECT lane, COUNT(*), MIN(message) FROM recipient INDEXED BY recipient_due"
+        " WHERE due IS NOT NULL GROUP BY lane"
+    ).fetchall()
+
+
+def messages_with(
+    db: sqlite3.Connection, condition: str, after: MessageId, before: MessageId, limit: int
+) -> list[MessageId]:
+    """Ids between two others (both excluded) that have a recipient which fulfils a condition of ours, in order."""
+    return [
+        row[0]
+        for row in db.execute(
+            "SELECT message FROM recipient WHERE message > ? AND message < ?"  # noqa: S608
+            f" AND {condition} GROUP BY message ORDER BY message LIMIT ?",
+            (after, before, limit),
+        )
+    ]
+
+
+def after_messages(
+    db: sqlite3.Connection, condition: str, after: MessageId, before: MessageId, limit: int
+) -> list[Delivery]:
+    """As `messages_with`, loaded."""
+    return deliveries(db, messages_with(db, condition, after, before, limit), condition)
+
+
+def owing(db: sqlite3.Connection, limit: int) -> list[MessageId]:
+    """Messages with a report owed, oldest first."""
+    return [
+        row[0]
+        for row in db.execute(
+            "SELECT message FROM recipient INDEXED BY recipient_owed WHERE notice IS NOT NULL"
+            " GROUP BY message ORDER BY message LIMIT ?",
+            (limit,),
+        )
+    ]
+
+
+def content(db: sqlite3.Connection, message: MessageId) -> bytes:
+    """The kept octets. Raises NoSuchMessageError."""
+    row = db.execute("SELECT octets FROM body WHERE message = ?", (message,)).fetchone()
+    if row is not None:
+        return bytes(row[0])
+    if db.execute("SELECT 1 FROM message WHERE id = ?", (message,)).fetchone() is None:
+        raise NoSuchMessageError("no such message")
+    parts = [part for (part,) in db.execute("SELECT octets FROM part WHERE message = ? ORDER BY part", (message,))]
+    if not parts:
+        raise NoSuchMessageError("the content is not kept any more")
+    return b"".join(parts)
+
+
+def history(db: sqlite3.Connection, message: MessageId) -> History:
+    """Everything about a message. Raises NoSuchMessageError."""
+    db.execute("BEGIN")
+    try:
+        row = db.execute(f"SELECT {codec.MESSAGE} FROM message WHERE id = ?", (message,)).fetchone()  # noqa: S608
+        if row is None:
+            raise NoSuchMessageError("no such message")
+        value = codec.message_of(row)
+        recipients = tuple(
+            codec.waiting_of(row)
+            for row in db.execute(
+                f"SELECT {codec.RECIPIENT} FROM recipient WHERE message = ? ORDER BY n",  # noqa: S608
+                (message,),
+            )
+        )
+        attempts = tuple(
+            codec.attempt_of(row)
+            for row in db.execute(
+                f"SELECT {codec.ATTEMPT} FROM attempt WHERE message = ? ORDER BY id",  # noqa: S608
+                (message,),
+            )
+        )
+        address = {waiting.n: waiting.recipient.address for waiting in recipients}
+        accepted = codec.accepted_detail(value)
+        events = tuple(
+            codec.event_of(row, address[row[1]], value.envelope.sender, accepted)
+            for row in db.execute(
+                f"SELECT {codec.EVENT} FROM event WHERE message = ? ORDER BY id",  # noqa: S608
+                (message,),
+            )
+        )
+        return History(value, recipients, attempts, events, _has_content(db, message))
+    finally:
+        db.execute("COMMIT")
+
+
+def _has_content(db: sqlite3.Connection, message: MessageId) -> bool:
+    (found,) = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM body WHERE message = ?1) OR EXISTS (SELECT 1 FROM part WHERE message = ?1)",
+        (message,),
+    ).fetchone()
+    return bool(found)
+
+
+def _slices(messages: Sequence[MessageId]) -> Iterator[Sequence[MessageId]]:
+    for place in range(0, len(messages), _MANY):
+        yield messages[place : place + _MANY]

@@ -1,0 +1,307 @@
+"""One commit: a batch of accepted and settled mail written to a segment in one transaction, on the writer's thread.
+
+The batch is written in few large statements, because each statement gives up the interpreter lock and must win it
+back from a busy loop. Should one item be at fault, the batch is written again item by item to find which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from relayd.core.event import Event
+from relayd.core.ids import MessageId
+from relayd.spool import codec
+from relayd.spool.store import NoSuchMessageError, StoreError
+
+CHUNK = 32
+"""Rows of one statement."""
+OCTETS = 4 * 1024**2
+"""Bodies of one commit: a larger one is slow enough for others to notice."""
+ITEMS = 400
+"""Messages and settlements of one commit."""
+PART = 1024**2
+"""Octets of one part of a large body."""
+LARGE = 2 * PART
+"""Bodies over this are written in parts, over several commits."""
+
+
+@dataclass(slots=True)
+class Accept:
+    """A message to keep."""
+
+    future: asyncio.Future[None]
+    message: MessageId
+    row: codec.Row
+    content: bytes
+    recipients: list[Any]
+    """Rows, one after the other."""
+    event_rows: list[Any]
+    events: Sequence[Event]
+    part: int = 0
+    """The next part to write of a large body."""
+
+    @property
+    def large(self) -> bool:
+        return len(self.content) > LARGE
+
+
+@dataclass(slots=True)
+class Settle:
+    """The changes of one settlement, or `noticed`, as rows."""
+
+    future: asyncio.Future[None]
+    message: MessageId
+    updates: list[Any]
+    """Rows of UPDATE, one after the other."""
+    event_rows: list[Any]
+    events: Sequence[Event]
+    attempt: codec.Row | None
+    final: bool
+    """Some recipient becomes final by it."""
+    waits: bool
+    """Some recipient goes on waiting."""
+    undelayed: bool
+    """Some recipient goes on waiting, and no delay notice was considered for it."""
+
+
+@dataclass(slots=True)
+class Noticed:
+    """Reports that are made."""
+
+    future: asyncio.Future[None]
+    message: MessageId
+    ns: Sequence[int]
+
+
+Item = Accept | Settle | Noticed
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit writes, in order of arrival."""
+
+    items: list[Item] = field(default_factory=list)
+    parts: list[tuple[MessageId, int, memoryview]] = field(default_factory=list)
+    orphans: list[MessageId] = field(default_factory=list)
+    """Messages given up half-way, whose parts are to go."""
+    drop_bodies: bool = False
+    """Drop bodies as soon as all recipients are final (keep_body: 0s)."""
+    octets: int = 0
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of one item: the events that were written, or why nothing was."""
+
+    events: Sequence[Event] = ()
+    error: StoreError | None = None
+
+
+class Rows:
+    """One statement over any number of rows: its texts for 1 to CHUNK rows are made once, so their plans are cached."""
+
+    def __init__(self, head: str, width: int, tail: str = "") -> None:
+        one = "(" + ", ".join("?" * width) + ")"
+        self._sql = ("", *(head + ", ".join([one] * count) + tail for count in range(1, CHUNK + 1)))
+        self._width = width
+
+    def run(self, db: sqlite3.Connection, values: Sequence[Any]) -> int:
+        """Run it over rows that stand one after the other in `values`; how many rows changed."""
+        step = self._width * CHUNK
+        if len(values) <= step:
+            return db.execute(self._sql[len(values) // self._width], values).rowcount if values else 0
+        changed = 0
+        for place in range(0, len(values), step):
+            some = values[place : place + step]
+            changed += db.execute(self._sql[len(some) // self._width], some).rowcount
+        return changed
+
+
+_MESSAGES = Rows("INSERT INTO message VALUES ", 10)
+_BODIES = Rows("INSERT INTO body VALUES ", 2)
+_RECIPIENTS = Rows("INSERT INTO recipient VALUES ", 11)
+_EVENTS = Rows("INSERT INTO event (message, n, at, kind, detail) VALUES ", 5)
+_ATTEMPTS = Rows(
+    "INSERT INTO attempt (message, at, took, upstream, endpoint, tls, stage, reply, transcript, recipients) VALUES ", 10
+)
+UPDATE_WIDTH = 8
+# Final recipients stay as they are: the first final outcome stands.
+_UPDATES = Rows(
+    "UPDATE recipient SET lane = v.column3, state = v.column4, attempts = v.column5, due = v.column6,"
+    " delayed = v.column7, notice = v.column8 FROM (VALUES ",
+    UPDATE_WIDTH,
+    ") AS v WHERE recipient.message = v.column1 AND recipient.n = v.column2 AND recipient.state < 10",
+)
+_DROP_BODIES = tuple(
+    f"DELETE FROM {table} WHERE message = ?1 AND NOT EXISTS"  # noqa: S608 - both names are ours
+    " (SELECT 1 FROM recipient WHERE message = ?1 AND (state < 10 OR notice IS NOT NULL))"
+    for table in ("body", "part")
+)
+
+
+_ITEM_FAULTS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    UnicodeError,
+    OverflowError,
+)
+"""Errors that lie with an item, not with the disk."""
+
+
+class _AtFaultError(Exception):
+    """Not every row changed as the batch expected."""
+
+
+def commit(db: sqlite3.Connection, batch: Batch) -> list[Result]:
+    """Write a batch durably; one result per item. Raises sqlite3.Error, and then nothing of it was written."""
+    try:
+        return _together(db, batch)
+    except (_AtFaultError, StoreError, *_ITEM_FAULTS):
+        return _one_by_one(db, batch)
+
+
+def _together(db: sqlite3.Connection, batch: Batch) -> list[Result]:
+    messages: list[Any] = []
+    bodies: list[Any] = []
+    recipients: list[Any] = []
+    events: list[Any] = []
+    updates: list[Any] = []
+    attempts: list[Any] = []
+    finished: list[MessageId] = []
+    others: list[tuple[int, Item]] = []
+    results = []
+    for item in batch.items:
+        if type(item) is Accept:
+            messages += item.row
+            if not item.large:
+                bodies += (item.message, item.content)
+            recipients += item.recipients
+            events += item.event_rows
+            results.append(Result(item.events))
+        elif type(item) is Settle and item.updates:
+            updates += item.updates
+            events += item.event_rows
+            if item.attempt is not None:
+                attempts += item.attempt
+            if item.final:
+                finished.append(item.message)
+            results.append(Result(item.events))
+        else:
+            others.append((len(results), item))
+            results.append(Result())
+    with _Transaction(db):
+        _write_parts(db, batch)
+        _MESSAGES.run(db, messages)
+        _BODIES.run(db, bodies)
+        _RECIPIENTS.run(db, recipients)
+        if _UPDATES.run(db, updates) != len(updates) // UPDATE_WIDTH:
+            raise _AtFaultError
+        _EVENTS.run(db, events)
+        _ATTEMPTS.run(db, attempts)
+        for place, item in others:
+            results[place] = _alone(db, item, batch)
+        if batch.drop_bodies:
+            _drop_bodies(db, finished)
+    return results
+
+
+def _one_by_one(db: sqlite3.Connection, batch: Batch) -> list[Result]:
+    results = []
+    with _Transaction(db):
+        _write_parts(db, batch)
+        for item in batch.items:
+            db.execute("SAVEPOINT item")
+            try:
+                result = _alone(db, item, batch)
+            except StoreError as error:
+                db.execute("ROLLBACK TO item")
+                result = Result(error=error)
+            except _ITEM_FAULTS as error:
+                db.execute("ROLLBACK TO item")
+                result = Result(error=StoreError(f"cannot be written: {error}"))
+            db.execute("RELEASE item")
+            results.append(result)
+    return results
+
+
+def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
+    if isinstance(item, Noticed):
+        db.executemany(
+            "UPDATE recipient SET notice = NULL WHERE message = ? AND n = ?", [(item.message, n) for n in item.ns]
+        )
+        if batch.drop_bodies:
+            _drop_bodies(db, [item.message])
+        return Result()
+    if isinstance(item, Accept):
+        _MESSAGES.run(db, item.row)
+        if not item.large:
+            _BODIES.run(db, (item.message, item.content))
+        _RECIPIENTS.run(db, item.recipients)
+        _EVENTS.run(db, item.event_rows)
+        return Result(item.events)
+    if db.execute("SELECT 1 FROM message WHERE id = ?", (item.message,)).fetchone() is None:
+        raise NoSuchMessageError(f"no message {item.message}")
+    written = []
+    for place, event in enumerate(item.events):
+        row = item.updates[place * UPDATE_WIDTH : (place + 1) * UPDATE_WIDTH]
+        if _UPDATES.run(db, row):
+            _EVENTS.run(db, item.event_rows[place * 5 : (place + 1) * 5])
+            written.append(event)
+        elif db.execute("SELECT 1 FROM recipient WHERE message = ? AND n = ?", row[:2]).fetchone() is None:
+            raise StoreError(f"message {item.message} has no recipient {row[1]}")
+    if item.attempt is not None:
+        _ATTEMPTS.run(db, item.attempt)
+    if batch.drop_bodies and item.final:
+        _drop_bodies(db, [item.message])
+    return Result(written)
+
+
+def _write_parts(db: sqlite3.Connection, batch: Batch) -> None:
+    for message in batch.orphans:
+        db.execute("DELETE FROM part WHERE message = ?", (message,))
+    for part in batch.parts:
+        db.execute("INSERT INTO part VALUES (?, ?, ?)", part)
+
+
+def _drop_bodies(db: sqlite3.Connection, messages: Iterable[MessageId]) -> None:
+    for message in messages:
+        for statement in _DROP_BODIES:
+            db.execute(statement, (message,))
+
+
+class _Transaction:
+    """BEGIN, then COMMIT or ROLLBACK: afterwards no transaction is open, whatever failed."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            # SQLite itself rolls back after some errors (disk full), not after others
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
+def relane(db: sqlite3.Connection, moves: Sequence[tuple[str, MessageId, int]]) -> int:
+    """Move recipients (lane, message, n) that are not final to another lane; how many."""
+    with _Transaction(db):
+        return db.executemany(
+            "UPDATE recipient SET lane = ? WHERE message = ? AND n = ? AND state < 10", moves
+        ).rowcount
+
+
+def drop_unfinished_parts(db: sqlite3.Connection) -> None:
+    """Forget parts of large bodies whose message was never accepted, because a crash came between."""
+    db.execute("DELETE FROM part WHERE message NOT IN (SELECT id FROM message)")
