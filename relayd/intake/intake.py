@@ -1,0 +1,327 @@
+"""The door itself: gathers facts for admission, hands messages to the spool and then to delivery.
+
+What is refused, and with which words, is admission.py's; what is kept, submission.py's; how, the spool's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from relayd.config.models import Config, Credential, Listener
+from relayd.core.ids import MessageId, format_id
+from relayd.core.mail import Body, Envelope, Message, Origin, Recipient
+from relayd.core.reply import Reply
+from relayd.core.units import Millis
+from relayd.intake import admission
+from relayd.intake.admission import Refused, SenderPatterns
+from relayd.intake.auth import BusyError, PasswordVerifier
+from relayd.intake.disk import DiskWatch
+from relayd.intake.guesses import GuessLimiter
+from relayd.intake.memory import MemoryBudget
+from relayd.intake.networks import NetworkBook
+from relayd.intake.observer import AuthFailure, IntakeObserver
+from relayd.intake.rates import RateBook
+from relayd.intake.session import ClientSession
+from relayd.intake.submission import Kept, Preparer, deliveries, origin_of
+from relayd.spool.state import StateError
+from relayd.spool.store import Delivery, Store, StoreError, StoreFullError
+
+AUTH_OK = Reply(235, "2.7.0", "Authentication successful")
+AUTH_WRONG = Reply(535, "5.7.8", "Authentication credentials invalid")
+AUTH_BUSY = Reply(454, "4.7.0", "Temporary authentication failure, try again later")
+AUTH_BLOCKED = admission.GUESSING.reply
+NO_RECIPIENTS = Reply(503, "5.5.1", "No valid recipients")
+
+_QUIET: Millis = 10_000
+"""Between two log entries about a spool that keeps nothing: the metrics have the count."""
+REPORT_LISTENER = "report"
+"""Stands for a listener in the origin of our own reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """A credential, made ready for the hot path."""
+
+    credential: Credential
+    patterns: SenderPatterns
+
+
+class Intake:
+    """Implements Door for one worker."""
+
+    def __init__(  # noqa: PLR0917 - its parts, wired once in app.py
+        self,
+        config: Config,
+        store: Store,
+        networks: NetworkBook,
+        passwords: PasswordVerifier,
+        guesses: GuessLimiter,
+        rates: RateBook,
+        disk: DiskWatch,
+        *,
+        lane_of: Callable[[Message, Recipient], str | None],
+        on_kept: Callable[[Delivery], None],
+        observer: IntakeObserver,
+        clock: Callable[[], Millis],
+    ) -> None:
+        """`on_kept` is called on the loop for each lane of a message, once it is on disk; it must be quick.
+
+        `lane_of` returns the upstream of the route that fits, None when none does.
+        """
+        self.draining = False
+        """Refuse new connections and new mails; what is in reception is still taken."""
+        self.memory = MemoryBudget(config.limits.memory)
+        self._store = store
+        self._networks = networks
+        self._passwords = passwords
+        self._guesses = guesses
+        self._rates = rates
+        self._disk = disk
+        self._lane_of = lane_of
+        self._on_kept = on_kept
+        self._observer = observer
+        self._clock = clock
+        self._log = structlog.get_logger("relayd.intake")
+        self._quiet_until: Millis = 0
+        self._compile(config)
+
+    def apply(self, config: Config) -> None:
+        """Take over a changed configuration, here and in all parts of intake."""
+        self._networks.apply(config)
+        self._passwords.apply(config)
+        self._guesses.apply(config)
+        self._rates.apply(config)
+        self._disk.apply(config)
+        self._compile(config)
+
+    def _compile(self, config: Config) -> None:
+        self.memory.limit = config.limits.memory
+        self._limits = config.limits
+        self._hostname = config.hostname
+        self._preparer = Preparer(config, self._lane_of)
+        self._listeners = {listener.name: listener for listener in config.listeners}
+        self._accounts = {c.username: _Account(c, SenderPatterns(c.senders)) for c in config.credentials}
+
+    # --- Door -------------------------------------------------------------------------------------------------
+
+    def connect(self, session: ClientSession) -> Reply | None:
+        """See Door."""
+        listener = session.listener
+        session.network = self._networks.lookup(session.peer, listener.networks)
+        refused = admission.connect(
+            admission.ConnectFacts(
+                self.draining, listener.access, session.network is not None, self._guesses.blocked(session.peer)
+            )
+        )
+        return None if refused is None else self._refuse(refused, listener)
+
+    async def authenticate(self, session: ClientSession, username: str, password: str) -> Reply:
+        """See Door. The answer to a wrong login is held back, longer each time."""
+        peer, name = session.peer, session.listener.name
+        if self._guesses.blocked(peer):
+            self._observer.auth_failed(AuthFailure.GUESSING, name)
+            return AUTH_BLOCKED
+        try:
+            credential = await self._passwords.verify(username, password)
+        except BusyError:
+            self._observer.auth_failed(AuthFailure.BUSY, name)
+            return AUTH_BUSY
+        if self._guesses.blocked(peer):
+            # many guesses at once: those beyond the limit learn nothing, not even a right one
+            self._observer.auth_failed(AuthFailure.GUESSING, name)
+            return AUTH_BLOCKED
+        if credential is None:
+            delay = self._guesses.failed(peer)
+            self._observer.auth_failed(AuthFailure.PASSWORD, name)
+            # a name that is none of ours may be a password typed into the wrong field
+            shown = username if username in self._accounts else None
+            self._log.info("login failed", listener=name, peer=str(peer), username=shown)
+            await asyncio.sleep(delay)
+            return AUTH_WRONG
+        session.credential = credential
+        self._observer.auth_succeeded(name)
+        return AUTH_OK
+
+    def mail(self, session: ClientSession, envelope: Envelope, size: int) -> Reply | None:
+        """See Door."""
+        account = self._current(session)
+        listener = session.listener
+        refused = admission.mail(
+            admission.MailFacts(
+                self.draining,
+                self._disk.low,
+                self.memory.room(size),
+                listener.require_tls,
+                session.tls is not None,
+                listener.access,
+                session.network is not None,
+                account is not None,
+                size,
+                self._limits.message_size,
+                envelope.sender,
+                envelope.smtputf8,
+                None if account is None else account.patterns,
+                account is not None and self._rates.exhausted(account.credential.username),
+            )
+        )
+        return None if refused is None else self._refuse(refused, listener)
+
+    def rcpt(self, session: ClientSession, envelope: Envelope, recipient: Recipient, count: int) -> Reply | None:
+        """See Door."""
+        refused = admission.rcpt(
+            admission.RcptFacts(count, self._limits.recipients, recipient.address, envelope.smtputf8)
+        )
+        return None if refused is None else self._refuse(refused, session.listener)
+
+    async def submit(
+        self, session: ClientSession, envelope: Envelope, recipients: Sequence[Recipient], content: bytes
+    ) -> Reply:
+        """See Door."""
+        listener = session.listener
+        try:
+            if not recipients:
+                return NO_RECIPIENTS
+            facts = self._preparer.facts(content)
+            refused = admission.content(
+                admission.ContentFacts(
+                    len(content), self._limits.message_size, facts.received_count, self._limits.received_headers
+                )
+            )
+            if refused is None and session.credential is not None:
+                refused = await self._rate(session.credential.username)
+            if refused is not None:
+                return self._refuse(refused, listener)
+            kept = self._preparer.prepare(
+                number=self._store.mint(),
+                now=self._clock(),
+                origin=origin_of(session, envelope),
+                envelope=envelope,
+                recipients=recipients,
+                content=content,
+                facts=facts,
+                trace=True,
+            )
+            unrouted = next((w for w in kept.waiting if not w.lane), None)
+            if unrouted is not None:
+                return self._refuse(_no_route(unrouted.recipient), listener)
+            error = await self._keep(kept)
+            if error is None:
+                return Reply(250, "2.0.0", f"OK queued as {format_id(kept.message.id)}")
+            return self._refuse(self._spool_trouble(error), listener)
+        except Exception:  # noqa: BLE001
+            # whatever it was: the client comes back later, and is not told what is wrong with us
+            self._log.exception("submission failed", listener=listener.name)
+            return self._refuse(admission.INTERNAL, listener)
+
+    async def submit_report(
+        self, recipient: str, content: bytes, *, smtputf8: bool = False, body: Body = Body.SEVEN_BIT
+    ) -> MessageId:
+        """Keep a report of our own (null sender) through the same door, without access checks; its id, once durable.
+
+        A report that no route fits waits unrouted: it must not be lost. Raises StoreError.
+        """
+        envelope = Envelope("", body=body, smtputf8=smtputf8)
+        origin = Origin(REPORT_LISTENER, "", self._hostname, protocol="LOCAL")
+        facts = self._preparer.facts(content)
+        kept = self._preparer.prepare(
+            number=self._store.mint(),
+            now=self._clock(),
+            origin=origin,
+            envelope=envelope,
+            recipients=(Recipient(recipient),),
+            content=content,
+            facts=facts,
+            trace=False,
+        )
+        error = await self._keep(kept)
+        if error is not None:
+            raise error
+        return kept.message.id
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    def _refuse(self, refused: Refused, listener: Listener) -> Reply:
+        self._observer.refused(refused.reason, listener.name)
+        return refused.reply
+
+    def _current(self, session: ClientSession) -> _Account | None:
+        """Bring a session that began before a reload up to date; the account it is logged in with, if any."""
+        listener = self._listeners.get(session.listener.name)
+        if listener is not None and listener is not session.listener:
+            session.listener = listener
+            session.network = self._networks.lookup(session.peer, listener.networks)
+        credential = session.credential
+        if credential is None:
+            return None
+        account = self._accounts.get(credential.username)
+        if account is not None and account.credential is not credential:
+            # with another password the old login proves nothing any more
+            same = account.credential.password.get_secret_value() == credential.password.get_secret_value()
+            account = account if same else None
+        session.credential = None if account is None else account.credential
+        return account
+
+    async def _rate(self, username: str) -> Refused | None:
+        """Use one permit of the credential's rate, now that the message has come whole."""
+        taken = self._rates.take_now(username)
+        if taken is None:
+            try:
+                taken = await self._rates.take(username)
+            except StateError as error:
+                self._log_seldom("rate unknown", error)
+                return admission.SPOOL_FAILED
+        return None if taken else admission.RATE
+
+    async def _keep(self, kept: Kept) -> Exception | None:
+        """Write to the spool and hand on to delivery, both even if the caller is cancelled meanwhile.
+
+        The trouble, when it was not kept. The store's future is never awaited itself: cancelling would reach it.
+        """
+        size = len(kept.content)
+        self.memory.take(size)
+        try:
+            future = self._store.accept(kept.message, kept.waiting, kept.content)
+        except BaseException:
+            self.memory.release(size)
+            raise
+        waiter: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+        def done(future: asyncio.Future[None]) -> None:
+            error = StoreError("the spool gave up") if future.cancelled() else future.exception()
+            if error is None:
+                self._hand_on(kept)
+            self.memory.release(size)
+            if not waiter.done():
+                waiter.set_result(error if error is None or isinstance(error, Exception) else StoreError(str(error)))
+
+        future.add_done_callback(done)
+        return await waiter
+
+    def _hand_on(self, kept: Kept) -> None:
+        try:
+            for delivery in deliveries(kept):
+                self._on_kept(delivery)
+        except Exception:  # noqa: BLE001
+            # it is on disk, so it is ours, and the client must hear so: delivery finds it there
+            self._log.exception("not handed on", message=format_id(kept.message.id))
+
+    def _spool_trouble(self, error: Exception) -> Refused:
+        self._log_seldom("message not kept", error)
+        if isinstance(error, StoreFullError):
+            return admission.SPOOL_FULL
+        return admission.SPOOL_FAILED if isinstance(error, StoreError) else admission.INTERNAL
+
+    def _log_seldom(self, event: str, error: Exception) -> None:
+        now = self._clock()
+        if now >= self._quiet_until or now < self._quiet_until - _QUIET:
+            self._quiet_until = now + _QUIET
+            self._log.error(event, error=f"{type(error).__name__}: {error}")
+
+
+def _no_route(recipient: Recipient) -> Refused:
+    reply = admission.NO_ROUTE.reply
+    return Refused(admission.NO_ROUTE.reason, replace(reply, text=f"{reply.text} to <{recipient.address}>"))

@@ -1,0 +1,130 @@
+"""Makes what is kept of what was received: our headers added, the message's facts read, a lane for each recipient.
+
+Pure: clock reading, id and routing are given. Keeping it and handing it on is intake.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from relayd.config.models import Config
+from relayd.core import headers
+from relayd.core.headers import HeaderFacts
+from relayd.core.ids import MessageId, format_id
+from relayd.core.mail import Envelope, Message, Origin, Recipient
+from relayd.core.units import Millis
+from relayd.intake.admission import is_postmaster
+from relayd.intake.session import ClientSession
+from relayd.spool.store import Delivery, Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is written to the spool."""
+
+    message: Message
+    waiting: tuple[Waiting, ...]
+    """Recipients that no route fits have lane ""."""
+    content: bytes
+
+
+def protocol_word(session: ClientSession, *, smtputf8: bool) -> str:
+    """The WITH word of Received (RFC 3848, RFC 6531 4.3). TLS and AUTH have words with EHLO only, so they imply it."""
+    if not (session.esmtp or session.tls or session.credential):
+        return "SMTP"
+    return (
+        ("UTF8SMTP" if smtputf8 else "ESMTP")
+        + ("S" if session.tls is not None else "")
+        + ("A" if session.credential is not None else "")
+    )
+
+
+def origin_of(session: ClientSession, envelope: Envelope) -> Origin:
+    """Where a message of this session comes from."""
+    helo, credential = session.helo, session.credential
+    return Origin(
+        session.listener.name,
+        str(session.peer),
+        helo if helo.isprintable() else "",
+        None if credential is None else credential.username,
+        session.network,
+        session.tls,
+        protocol_word(session, smtputf8=envelope.smtputf8),
+    )
+
+
+class Preparer:
+    """What a configuration says about preparing messages, made ready for the hot path."""
+
+    def __init__(self, config: Config, lane_of: Callable[[Message, Recipient], str | None]) -> None:
+        self._lane_of = lane_of
+        self._hostname = config.hostname
+        self._campaign = config.campaign_header
+        self._drop = (config.campaign_header,) if config.campaign_header else ()
+        self._labels = tuple(
+            {name.lower() for route in config.routes if route.match for name in route.match.header or ()}
+        )
+
+    def facts(self, content: bytes) -> HeaderFacts:
+        """What relayd wants to know of a header."""
+        return headers.facts(content, self._campaign, self._labels)
+
+    def prepare(
+        self,
+        *,
+        number: MessageId,
+        now: Millis,
+        origin: Origin,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        content: bytes,
+        facts: HeaderFacts,
+        trace: bool,
+    ) -> Kept:
+        """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the campaign header."""
+        id_text = format_id(number)
+        front = b""
+        if trace:
+            alone = recipients[0].address if len(recipients) == 1 else None
+            front = headers.received(origin, hostname=self._hostname, id_text=id_text, at=now, recipient=alone)
+        message_id = facts.message_id
+        if not facts.has_date:
+            front += headers.date_header(now)
+        if not facts.has_message_id:
+            front += headers.message_id_header(id_text, self._hostname)
+            message_id = f"<{id_text}@{self._hostname}>"
+        kept = headers.assemble(content, prepend=front, drop=self._drop, block=facts.block)
+        message = Message(
+            number,
+            now,
+            envelope,
+            origin,
+            len(kept),
+            facts.from_domain,
+            message_id,
+            facts.subject,
+            facts.campaign,
+            labels=dict(facts.labels) if facts.labels else {},
+        )
+        return Kept(message, tuple(self._waiting(message, recipients, now)), kept)
+
+    def _waiting(self, message: Message, recipients: Sequence[Recipient], now: Millis) -> list[Waiting]:
+        lane_of, waiting = self._lane_of, []
+        for n, given in enumerate(recipients):
+            recipient = given
+            if is_postmaster(given.address):
+                recipient = replace(given, address=f"{given.address}@{self._hostname}")
+            waiting.append(Waiting(n, recipient, lane_of(message, recipient) or "", due=now))
+        return waiting
+
+
+def deliveries(kept: Kept) -> list[Delivery]:
+    """One delivery for each lane. What has no lane waits on disk only."""
+    first = kept.waiting[0].lane
+    if all(waiting.lane == first for waiting in kept.waiting):
+        return [Delivery(kept.message, kept.waiting, kept.content)] if first else []
+    lanes: dict[str, list[Waiting]] = {}
+    for waiting in kept.waiting:
+        lanes.setdefault(waiting.lane, []).append(waiting)
+    return [Delivery(kept.message, tuple(group), kept.content) for lane, group in lanes.items() if lane]
