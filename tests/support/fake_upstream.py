@@ -145,8 +145,15 @@ class _Connection:
     async def act(self, step: str, default: str | bytes) -> str:
         """Do what the script says at this step; the first three octets of what was said come back."""
         action = self.upstream.action(step)
-        if action is None:
-            action = default
+        return await self.perform(default if action is None else action, default)
+
+    async def interlude(self, step: str) -> None:
+        """Do what the script says between two replies, if anything."""
+        action = self.upstream.action(step)
+        if action is not None:
+            await self.perform(action, b"")
+
+    async def perform(self, action: Action, default: str | bytes) -> str:
         match action:
             case Drop():
                 if action.reply is not None:
@@ -245,8 +252,7 @@ class _Connection:
             await self.handshake()
 
     async def handshake(self) -> None:
-        if self.upstream.action("handshake", peek=True) is not None:
-            await self.act("handshake", b"")
+        await self.interlude("handshake")
         await self.writer.start_tls(self.upstream.context)
         self.tls = self.writer.get_extra_info("ssl_object").version()
 
@@ -297,8 +303,7 @@ class _Connection:
         ready = self.mail is not None and (self.mail.recipients or self.upstream.data_without_recipients)
         if await self.act("DATA", "354 go ahead" if ready else "503 5.5.1 RCPT first") != "354":
             return
-        if self.upstream.action("content", peek=True) is not None:
-            await self.act("content", b"")
+        await self.interlude("content")
         content = await self.content()
         if self.mail is None:
             self.mail = ReceivedMail("", [], [], [], b"", self.tls, self.username)
@@ -375,15 +380,11 @@ class FakeUpstream:
         """The server's TLS context, with the certificate asked for."""
         return server_context(self.certificate)
 
-    def action(self, step: str, *, peek: bool = False) -> Action | None:
+    def action(self, step: str) -> Action | None:
         """What the script has for this step now."""
         planned = self.script.get(step)
-        if isinstance(planned, list):
-            if not planned:
-                return None
-            found: Action | None = planned[0] if peek else planned.pop(0)
-            return found
-        return planned  # type: ignore[no-any-return]
+        found: Action | None = (planned.pop(0) if planned else None) if isinstance(planned, list) else planned
+        return found
 
     def config(self, **overrides: Any) -> SMTPUpstream:
         """The upstream section that fits this server; time-outs are short, `overrides` win."""

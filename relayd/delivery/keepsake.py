@@ -1,0 +1,231 @@
+"""sandbox.db: the mails that the sandbox was given, newest ones only, shared by all workers and read by the command.
+
+What is taken and what is refused is sandbox.py's.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import aiosqlite
+import orjson
+
+from relayd.core import headers
+from relayd.core.units import Millis
+from relayd.delivery.session import Outgoing
+
+MAX_MAILS = 10_000
+MAX_OCTETS = 1024**3
+"""The oldest mails go when there are more than this."""
+MAX_REFUSALS = 10_000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS mails(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, message TEXT NOT NULL, sender TEXT NOT NULL,
+    recipients TEXT NOT NULL, subject TEXT NOT NULL, size INTEGER NOT NULL, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS totals(
+    one INTEGER PRIMARY KEY CHECK (one = 1), mails INTEGER NOT NULL, octets INTEGER NOT NULL);
+INSERT OR IGNORE INTO totals VALUES (1, 0, 0);
+CREATE TABLE IF NOT EXISTS refusals(
+    message TEXT NOT NULL, recipient TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (message, recipient));
+"""
+_COLUMNS = "id, at, message, sender, recipients, subject, size"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMail:
+    """One mail as the sandbox was given it."""
+
+    id: int
+    """The sandbox's own number."""
+    at: Millis
+    message: str
+    """The message id, as logs write it."""
+    sender: str
+    recipients: tuple[str, ...]
+    subject: str
+    size: int
+
+
+class NoSandboxError(Exception):
+    """There is no sandbox database (nothing was sent to the sandbox yet), or no such mail in it."""
+
+
+class _Connection(aiosqlite.Connection):
+    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """One thread hop for a whole transaction."""
+        result: _T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
+        return result
+
+
+class Keepsakes:
+    """The writing side: one connection of one worker."""
+
+    def __init__(self, path: Path, *, max_mails: int = MAX_MAILS, max_octets: int = MAX_OCTETS) -> None:
+        self._path = path
+        self._limits = (max_mails, max_octets)
+        self._connection: _Connection | None = None
+
+    async def open(self) -> None:
+        """Open the file, made where absent. Raises sqlite3.Error, OSError."""
+        connection = _Connection(self._connect, 64)
+        await connection
+        self._connection = connection
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)
+        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            # a sandbox keeps no promise: losing the newest mails in a power cut is no loss
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def close(self) -> None:
+        """Close the file. Never raises."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        if self._connection is None:
+            raise sqlite3.ProgrammingError("the sandbox is closed")
+        return await self._connection.run(lambda connection: _transact(connection, work))
+
+    async def keep(self, mail: Outgoing, recipients: Sequence[str], at: Millis) -> int:
+        """Keep one mail and drop the oldest beyond the limits; its number. Raises sqlite3.Error."""
+        subject = headers.facts(mail.content).subject
+        row = (at, mail.id, mail.envelope.sender, orjson.dumps(list(recipients)).decode(), subject, len(mail.content))
+        return await self._run(lambda connection: self._keep(connection, row, mail.content))
+
+    def _keep(self, connection: sqlite3.Connection, row: tuple[Any, ...], content: bytes) -> int:
+        cursor = connection.execute(
+            "INSERT INTO mails(at, message, sender, recipients, subject, size, content) VALUES (?,?,?,?,?,?,?)",
+            (*row, content),
+        )
+        connection.execute("UPDATE totals SET mails = mails + 1, octets = octets + ?", (len(content),))
+        self._prune(connection)
+        return int(cursor.lastrowid or 0)
+
+    def _prune(self, connection: sqlite3.Connection) -> None:
+        mails, octets = connection.execute("SELECT mails, octets FROM totals").fetchone()
+        while mails > 1 and (mails > self._limits[0] or octets > self._limits[1]):
+            oldest, size = connection.execute("SELECT id, size FROM mails ORDER BY id LIMIT 1").fetchone()
+            connection.execute("DELETE FROM mails WHERE id = ?", (oldest,))
+            mails, octets = mails - 1, octets - size
+            connection.execute("UPDATE totals SET mails = ?, octets = ?", (mails, octets))
+
+    async def refusals(self, message: str, recipients: Sequence[str]) -> dict[str, int]:
+        """How often each recipient of this message has acted its part by now, this time included."""
+        return await self._run(lambda connection: _refusals(connection, message, recipients))
+
+
+def _refusals(connection: sqlite3.Connection, message: str, recipients: Sequence[str]) -> dict[str, int]:
+    connection.executemany(
+        "INSERT INTO refusals VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+        [(message, recipient) for recipient in recipients],
+    )
+    connection.execute(
+        "DELETE FROM refusals WHERE rowid <= (SELECT max(rowid) FROM refusals) - ?",
+        (MAX_REFUSALS,),
+    )
+    return dict(connection.execute("SELECT recipient, count FROM refusals WHERE message = ?", (message,)))
+
+
+def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+# the reading side, for `relayd sandbox`
+
+
+@contextmanager
+def _reading(path: Path, mode: str = "ro") -> Iterator[sqlite3.Connection]:
+    if not path.exists():
+        raise NoSandboxError("nothing was sent to the sandbox yet")
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=10)) as connection:
+        yield connection
+
+
+def _mail(row: Sequence[Any]) -> KeptMail:
+    return KeptMail(row[0], row[1], row[2], row[3], tuple(orjson.loads(row[4])), row[5], row[6])
+
+
+def listing(path: Path, limit: int = 100) -> list[KeptMail]:
+    """The newest mails, newest first. Raises NoSandboxError, sqlite3.Error."""
+    with _reading(path) as connection:
+        rows = connection.execute(f"SELECT {_COLUMNS} FROM mails ORDER BY id DESC LIMIT ?", (limit,))  # noqa: S608
+        return [_mail(row) for row in rows]
+
+
+def show(path: Path, key: int | str) -> tuple[KeptMail, bytes]:
+    """One mail and its content, by the sandbox's number, or the newest by message id. Raises NoSandboxError."""
+    column = "id" if isinstance(key, int) else "message"
+    with _reading(path) as connection:
+        row = connection.execute(
+            f"SELECT {_COLUMNS}, content FROM mails WHERE {column} = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
+            (key,),
+        ).fetchone()
+    if row is None:
+        raise NoSandboxError(f"the sandbox has no mail {key}")
+    return _mail(row), bytes(row[7])
+
+
+def export(path: Path, target: Path, form: Literal["eml", "mbox"] = "eml") -> int:
+    """Write all mails, oldest first: one NUMBER.eml each into the folder `target`, or one mbox file `target`.
+
+    How many there were. Raises NoSandboxError, OSError.
+    """
+    count = 0
+    with _reading(path) as connection:
+        rows = connection.execute(f"SELECT {_COLUMNS}, content FROM mails ORDER BY id")  # noqa: S608
+        if form == "eml":
+            target.mkdir(parents=True, exist_ok=True)
+            for row in rows:
+                (target / f"{row[0]:06}.eml").write_bytes(row[7])
+                count += 1
+            return count
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for row in rows:
+                file.write(mbox_entry(_mail(row), row[7]))
+                count += 1
+    return count
+
+
+def mbox_entry(mail: KeptMail, content: bytes) -> bytes:
+    """One mail in the mboxrd form: LF line ends, a > more before each line that looks like a From line (RFC 4155)."""
+    date = headers.format_date(mail.at).split()
+    stamp = f"{date[0].rstrip(',')} {date[2]} {date[1]:>2} {date[4]} {date[3]}"
+    sender = re.sub(r"[^\x21-\x7e]", "?", mail.sender) or "MAILER-DAEMON"
+    body = re.sub(rb"(?m)^(>*From )", rb">\1", content.replace(b"\r\n", b"\n"))
+    return f"From {sender} {stamp}\n".encode() + body + b"\n"
+
+
+def clear(path: Path) -> int:
+    """Forget all mails; how many there were. Raises NoSandboxError, sqlite3.Error."""
+    with _reading(path, "rw") as connection, connection:
+        count = connection.execute("DELETE FROM mails").rowcount
+        connection.execute("DELETE FROM refusals")
+        connection.execute("UPDATE totals SET mails = 0, octets = 0")
+    return count
