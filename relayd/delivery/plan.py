@@ -5,9 +5,11 @@ Everything that can fail on a faulty configuration fails here, before anything r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from relayd.config.models import Config, SandboxUpstream
+from relayd.core.units import Millis
 from relayd.delivery.dispatch import Plan, UpstreamPlan
 from relayd.delivery.dkim import Signer
 from relayd.delivery.routing import RouteTable
@@ -15,6 +17,7 @@ from relayd.delivery.sandbox import SandboxConnector
 from relayd.delivery.session import Connector
 from relayd.delivery.settle import Policy
 from relayd.delivery.smtp import SMTPConnector
+from relayd.delivery.tls import ClientContexts
 
 
 def policy_of(config: Config) -> Policy:
@@ -27,20 +30,23 @@ def policy_of(config: Config) -> Policy:
     )
 
 
-def connector_for(name: str, config: Config, data_dir: Path) -> Connector:
-    """The connector of one upstream. Raises OSError or ssl.SSLError for an unusable ca_file."""
+def connector_for(
+    name: str, config: Config, data_dir: Path, contexts: ClientContexts, clock: Callable[[], Millis]
+) -> Connector:
+    """The connector of one upstream."""
     upstream = config.upstreams[name]
     if isinstance(upstream, SandboxUpstream):
-        return SandboxConnector(name, data_dir / "sandbox.db")
-    return SMTPConnector(name, upstream, upstream.hostname or config.hostname)
+        return SandboxConnector(name, data_dir / "sandbox.db", clock)
+    return SMTPConnector(name, upstream, config.hostname, contexts)
 
 
-def build_plan(config: Config, data_dir: Path) -> Plan:
-    """Raises OSError, ValueError or ssl.SSLError for keys and CA files that cannot be used."""
+def build_plan(config: Config, clock: Callable[[], Millis]) -> Plan:
+    """Raises OSError or ValueError for keys that cannot be used."""
+    contexts = ClientContexts()
     upstreams = {
         name: UpstreamPlan(
             name=name,
-            connector=connector_for(name, config, data_dir),
+            connector=connector_for(name, config, config.data_dir, contexts, clock),
             connections=upstream.limits.connections,
             recipients=upstream.limits.recipients_per_message,
             on_uncertain=upstream.on_uncertain,

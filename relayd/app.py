@@ -1,0 +1,329 @@
+"""One worker, put together: the only place where parts meet. Start, reload, drain and stop, in their order.
+
+What each part does is said in its own file; which processes there are is workers/'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from relayd.config.models import Config
+from relayd.config.models import Listener as ListenerConfig
+from relayd.control import ControlError, ControlServer, Handler, worker_socket
+from relayd.core.lifecycle import Act
+from relayd.core.mail import Message, Recipient
+from relayd.core.units import Millis
+from relayd.delivery.dispatch import Dispatcher
+from relayd.delivery.notices import Reporter
+from relayd.delivery.plan import build_plan
+from relayd.delivery.steering import Steering
+from relayd.events.maillog import MailLog
+from relayd.events.metrics import Metrics
+from relayd.intake.auth import PasswordVerifier
+from relayd.intake.disk import DiskWatch
+from relayd.intake.guesses import GuessLimiter
+from relayd.intake.intake import Intake
+from relayd.intake.networks import NetworkBook
+from relayd.intake.rates import RateBook
+from relayd.listener.certificate import ensure_certificate, server_context
+from relayd.listener.counter import ConnectionCounter
+from relayd.listener.server import ListenerServer
+from relayd.sockets import Sockets
+from relayd.spool.filter import QueueFilter
+from relayd.spool.sqlite import SqliteStore
+from relayd.spool.state import StateDB
+from relayd.spool.store import StoreError
+from relayd.web.server import Health, WebServer
+
+_SWEEP = 30.0
+"""Seconds between looks for what has expired or waited long."""
+_GAUGES = 10.0
+_RETAIN = 600.0
+_DRAIN_SHARE = 0.5
+"""Part of `shutdown` that clients get to finish the mail they are sending; delivery gets what is left."""
+
+
+def now_ms() -> Millis:
+    """The clock of everything: milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def prepare(config: Config) -> None:
+    """Make the data directory and what the first start needs in it. Called once, before any worker runs.
+
+    Raises OSError where that cannot be done.
+    """
+    for path in (config.data_dir, config.data_dir / "spool", config.data_dir / "run"):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    now = datetime.datetime.fromtimestamp(now_ms() / 1000, datetime.UTC)
+    if ensure_certificate(config.tls, config.data_dir, config.hostname, now):
+        structlog.get_logger("relayd.app").info(
+            "made a self-signed certificate; put your own there for apps that verify",
+            certificate=str(config.data_dir / config.tls.certificate),
+        )
+
+
+class App:
+    """One worker. `slot` is its number among `slots`."""
+
+    def __init__(self, config: Config, *, config_path: Path, slot: int, slots: int, sockets: Sockets) -> None:
+        self._config = config
+        self._slot, self._slots = slot, slots
+        self._sockets = sockets
+        self._log = structlog.get_logger("relayd.app")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started_at = now_ms()
+        self._serving = False
+        data_dir = config.data_dir
+        self._plan = build_plan(config, now_ms)
+        self._tls = server_context(config.tls, data_dir)
+        self._metrics = Metrics(slots, data_dir / "run" / "metrics", slot)
+        self._maillog = MailLog(config.log.mail, dropped=self._metrics.maillog_dropped)
+        self._store = SqliteStore(data_dir / "spool", slot, slots, config.spool, now_ms)
+        self._state = StateDB(data_dir / "state.db")
+        self._disk = DiskWatch(data_dir, config.spool.min_free)
+        self._networks = NetworkBook(config, self._state, now_ms)
+        self._passwords = PasswordVerifier(config, now_ms)
+        self._guesses = GuessLimiter(config, now_ms, self._state)
+        self._rates = RateBook(config, self._state, now_ms)
+        self._intake = Intake(
+            config,
+            self._store,
+            self._networks,
+            self._passwords,
+            self._guesses,
+            self._rates,
+            self._disk,
+            lane_of=self._lane_of,
+            on_kept=self._kept,
+            observer=self._metrics.intake,
+            clock=now_ms,
+        )
+        self._reporter = Reporter(
+            self._store, self._intake, self._plan.policy, config.hostname, self._metrics.delivery, now_ms
+        )
+        self._dispatcher = Dispatcher(
+            self._store,
+            self._intake.memory,
+            self._plan,
+            observer=self._metrics.delivery,
+            clock=now_ms,
+            owed=self._reporter.wake,
+            run_dir=data_dir / "run",
+            slot=slot,
+            slots=slots,
+        )
+        self._steering = Steering(self._store, self._dispatcher, self._plan.policy, now_ms, self._reporter.wake)
+        self._counter = ConnectionCounter(self._share(config), config.limits.connections_per_ip)
+        self._listeners: dict[str, ListenerServer] = {}
+        self._web: WebServer | None = None
+        self._control = ControlServer(worker_socket(data_dir, slot), self._verbs())
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open everything, recover what waits, and begin to serve. Raises what makes that impossible."""
+        self._store.subscribe(self._maillog.events)
+        self._store.subscribe(self._metrics.events)
+        self._store.observe(self._metrics.commit)
+        await self._store.open()
+        await self._state.open()
+        await self._disk.start()
+        await self._networks.start()
+        await self._guesses.start()
+        await self._rates.start()
+        await self._dispatcher.start()
+        self._reporter.start()
+        for listener in self._config.listeners:
+            await self._listen(listener, self._config)
+        self._web = WebServer(self._sockets.web, self._metrics.page, self._health)
+        await self._web.start()
+        await self._control.start()
+        self._duty(_SWEEP, "sweep", self._sweep)
+        self._duty(_GAUGES, "gauges", self._gauge)
+        self._duty(_RETAIN, "retention", self._retain)
+        self._serving = True
+
+    async def reload(self, config: Config, sockets: Sockets) -> None:
+        """Apply a checked configuration. Raises before anything is changed.
+
+        `sockets` holds those that stay, as the same objects, and new ones; what it lacks is closed here.
+        """
+        plan = build_plan(config, now_ms)
+        context = server_context(config.tls, config.data_dir)
+        old, self._config = self._config, config
+        self._plan, self._tls = plan, context
+        self._intake.apply(config)
+        self._counter.connections = self._share(config)
+        self._counter.connections_per_ip = config.limits.connections_per_ip
+        self._store.apply(config.spool)
+        self._maillog.reopen(config.log.mail)
+        self._reporter.apply(plan.policy, config.hostname)
+        self._steering.policy = plan.policy
+        await self._dispatcher.apply(plan)
+        await self._relisten(config, sockets)
+        if sockets.web != self._sockets.web and self._web is not None:
+            await self._web.stop()
+            self._web = WebServer(sockets.web, self._metrics.page, self._health)
+            await self._web.start()
+        for sock in set(self._sockets) - set(sockets):
+            sock.close()
+        self._sockets = sockets
+        self._log.info("configuration applied", changed=config != old)
+
+    async def drain_and_stop(self) -> None:
+        """Take no more, finish what is under way within `shutdown`, close."""
+        deadline = asyncio.get_running_loop().time() + self._config.shutdown
+        self._serving = False
+        self._intake.draining = True
+        servers = list(self._listeners.values())
+        for server in servers:
+            server.stop_accepting()
+        await asyncio.gather(*(server.drain(self._config.shutdown * _DRAIN_SHARE) for server in servers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._dispatcher.stop(deadline)
+        await self._reporter.stop()
+        await self._control.close()
+        if self._web is not None:
+            await self._web.stop()
+        for part in (self._rates, self._guesses, self._networks, self._disk):
+            await part.stop()
+        await self._passwords.close()
+        await self._store.close()
+        await self._state.close()
+        self._metrics.flush()
+        self._maillog.close()
+
+    # -- listeners ------------------------------------------------------------------------------------------------
+
+    async def _listen(self, listener: ListenerConfig, config: Config) -> None:
+        server = ListenerServer(
+            listener,
+            config.limits,
+            self._intake,
+            self._tls,
+            self._metrics.listeners,
+            now_ms,
+            config.hostname,
+            self._counter,
+        )
+        self._listeners[listener.name] = server
+        await server.start(self._sockets.smtp[listener.name])
+
+    async def _relisten(self, config: Config, sockets: Sockets) -> None:
+        """Give listeners their new settings; where the sockets changed, a new server takes over and the old drains."""
+        wanted = {listener.name: listener for listener in config.listeners}
+        for name, server in list(self._listeners.items()):
+            if name in wanted and sockets.smtp.get(name) == self._sockets.smtp.get(name):
+                server.apply(wanted[name], config.limits, self._tls, config.hostname)
+                continue
+            del self._listeners[name]
+            server.stop_accepting()
+            self._tasks.append(asyncio.create_task(server.drain(config.shutdown), name=f"drain {name}"))
+        self._sockets, old = sockets, self._sockets
+        try:
+            for name, listener in wanted.items():
+                if name not in self._listeners:
+                    await self._listen(listener, config)
+        finally:
+            self._sockets = old
+
+    def _share(self, config: Config) -> int:
+        """This worker's part of limits.connections."""
+        return -(-config.limits.connections // self._slots)
+
+    # -- what parts ask of each other -----------------------------------------------------------------------------
+
+    def _lane_of(self, message: Message, recipient: Recipient) -> str | None:
+        return self._plan.table.upstream_for(message, recipient)
+
+    def _kept(self, delivery: Any) -> None:
+        self._dispatcher.push(delivery)
+
+    def _health(self) -> Health:
+        reasons = []
+        if not self._serving:
+            reasons.append("starting or stopping")
+        if self._disk.low:
+            reasons.append("disk space is low")
+        if self._store.failing:
+            reasons.append("the spool cannot be written")
+        return Health(alive=True, reasons=tuple(reasons))
+
+    # -- duties ---------------------------------------------------------------------------------------------------
+
+    def _duty(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(self._repeat(seconds, name, work), name=f"duty {name}"))
+
+    async def _repeat(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except StoreError as error:
+                self._log.error("duty failed", duty=name, error=str(error))
+            except Exception:  # noqa: BLE001 - one faulty round must not end the duty for good
+                self._log.exception("duty failed", duty=name)
+            await asyncio.sleep(seconds)
+
+    async def _sweep(self) -> None:
+        if expired := await self._steering.expire():
+            self._log.info("recipients expired", count=expired)
+        await self._steering.tell_delays()
+
+    async def _gauge(self) -> None:
+        self._metrics.queue(await self._store.lanes(), now_ms())
+        self._metrics.disk(self._disk.free_octets, self._disk.free_ratio, self._disk.free_inode_ratio)
+        self._metrics.memory(self._intake.memory.used, self._intake.memory.limit)
+        self._metrics.damaged(self._store.damaged)
+
+    async def _retain(self) -> None:
+        await self._store.retain(now_ms())
+
+    # -- steering -------------------------------------------------------------------------------------------------
+
+    def _verbs(self) -> dict[str, Handler]:
+        acts = {act.value: act for act in Act if act is not Act.EXPIRE}
+        verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
+        return verbs | {"ping": self._ping, "worker.status": self._worker_status}
+
+    def _act(self, deed: Act) -> Handler:
+        async def handle(args: dict[str, Any]) -> Any:
+            try:
+                wanted = QueueFilter.from_dict(args.get("filter") or {})
+            except ValueError as error:
+                raise ControlError(str(error)) from None
+            by, reason = str(args.get("by", "")), str(args.get("reason", ""))
+            done = await self._steering.act(deed, wanted, by=by, reason=reason)
+            return {"recipients": done.recipients, "messages": done.messages, "busy": done.busy}
+
+        return handle
+
+    async def _ping(self, args: dict[str, Any]) -> Any:
+        return {"slot": self._slot}
+
+    async def _worker_status(self, args: dict[str, Any]) -> Any:
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `relayd status`."""
+        return {
+            "slot": self._slot,
+            "started_at": self._started_at,
+            "draining": self._intake.draining,
+            "ready": not self._health().reasons,
+            "not_ready": list(self._health().reasons),
+            "listeners": self._sockets.addresses(),
+            "connections": self._counter.open,
+            "memory": self._intake.memory.used,
+            "disk_free": self._disk.free_octets,
+            "upstreams": self._dispatcher.standing(),
+        }
