@@ -10,14 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from relayd.core.ids import EPOCH, MessageId
+from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.spool import codec
+from relayd.spool.filter import QueueFilter
+from relayd.spool.schema import STATE_CODE
 from relayd.spool.store import Delivery, History, NoSuchMessageError, Waiting
 
 _MANY = 200
 """Ids in one IN (...)."""
 LAST = 2**63 - 1
 """Greater than every id."""
+SKEW: Millis = 86_400_000
+"""How far an id's moment may lie from `accepted_at` where a clock stepped back."""
 
 WAITING = "state < 3"
 """To be tried: queued, deferred, uncertain."""
@@ -178,6 +183,18 @@ def content(db: sqlite3.Connection, message: MessageId) -> bytes:
     return b"".join(parts)
 
 
+def bodies(db: sqlite3.Connection, after: MessageId, before: MessageId, limit: int) -> list[MessageId]:
+    """Messages between two ids (both excluded) whose content is kept, in order."""
+    return [
+        row[0]
+        for row in db.execute(
+            "SELECT message FROM body WHERE message > ?1 AND message < ?2"
+            " UNION SELECT message FROM part WHERE message > ?1 AND message < ?2 ORDER BY 1 LIMIT ?3",
+            (after, before, limit),
+        )
+    ]
+
+
 def history(db: sqlite3.Connection, message: MessageId) -> History:
     """Everything about a message. Raises NoSuchMessageError."""
     db.execute("BEGIN")
@@ -225,3 +242,73 @@ def _has_content(db: sqlite3.Connection, message: MessageId) -> bool:
 def _slices(messages: Sequence[MessageId]) -> Iterator[Sequence[MessageId]]:
     for place in range(0, len(messages), _MANY):
         yield messages[place : place + _MANY]
+
+
+def matching(db: sqlite3.Connection, wanted: QueueFilter, after: MessageId, limit: int) -> list[Delivery]:
+    """The first messages behind `after` with recipients that a filter means, with those recipients."""
+    condition, values = _where(wanted)
+    # ids that carry an earlier moment cannot be newer, nor later ones older; the filter itself has the last word
+    lowest = after if wanted.newer_than is None else max(after, first_id(wanted.newer_than - SKEW) - 1)
+    highest = LAST if wanted.older_than is None else first_id(wanted.older_than + SKEW)
+    if wanted.ids:
+        found = []
+        for number in sorted(number for number in wanted.ids if lowest < number < highest)[:limit]:
+            found += _matching(db, wanted, f"{condition} AND r.message = ?", [*values, number], 1)
+        return found
+    return _matching(db, wanted, f"{condition} AND r.message > ? AND r.message < ?", [*values, lowest, highest], limit)
+
+
+def _matching(
+    db: sqlite3.Connection, wanted: QueueFilter, condition: str, values: Sequence[object], limit: int
+) -> list[Delivery]:
+    columns = ", ".join(f"r.{name}" for name in codec.RECIPIENT.split(", "))
+    columns += ", " + ", ".join(f"m.{name}" for name in codec.MESSAGE.split(", "))
+    cursor = db.execute(
+        # CROSS JOIN keeps the order of recipient, which is that of ids, and so needs no sorting
+        f"SELECT {columns} FROM recipient r CROSS JOIN message m ON m.id = r.message"  # noqa: S608
+        f" WHERE {condition} ORDER BY r.message, r.n",
+        values,
+    )
+    found: list[Delivery] = []
+    message: Message | None = None
+    recipients: list[Waiting] = []
+    try:
+        for row in cursor:
+            if message is None or row[0] != message.id:
+                if message is not None and recipients:
+                    found.append(Delivery(message, tuple(recipients)))
+                    if len(found) == limit:
+                        return found
+                message, recipients = codec.message_of(row[11:]), []
+            waiting = codec.waiting_of(row[:11])
+            if wanted.matches(message, waiting):
+                recipients.append(waiting)
+        if message is not None and recipients:
+            found.append(Delivery(message, tuple(recipients)))
+        return found
+    finally:
+        # an unfinished statement would hold its snapshot, and so the WAL, for ever
+        cursor.close()
+
+
+def _where(wanted: QueueFilter) -> tuple[str, list[object]]:
+    """An SQL condition over `recipient` r and `message` m that holds wherever the filter matches, and its values.
+
+    It may hold for more (letters beyond ASCII have no case in SQL), so `matches` has the last word.
+    """
+    conditions = ["r.state < 10"]
+    values: list[object] = []
+    if wanted.states:
+        conditions = [f"r.state IN ({', '.join(str(STATE_CODE[state]) for state in sorted(wanted.states))})"]
+    if wanted.upstream is not None:
+        conditions.append("r.lane = ?")
+        values.append(wanted.upstream)
+    for column, pattern in (
+        ("m.sender", "" if wanted.sender == "<>" else wanted.sender),
+        ("m.sender", None if wanted.sender_domain is None else f"*{wanted.sender_domain}"),
+        ("r.address", wanted.recipient),
+    ):
+        if pattern is not None and pattern.isascii():
+            conditions.append(f"lower({column}) GLOB ?")
+            values.append(pattern.lower().replace("[", "[[]"))
+    return " AND ".join(conditions), values

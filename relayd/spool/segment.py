@@ -83,7 +83,11 @@ class Segment:
         self.drop_bodies = drop_bodies
         self.measure_every = 0
         """Octets after which to measure again; 0 for never."""
-        self.damaged = False
+        self.gone: StoreError | None = None
+        """Why it cannot be used any more: damaged, or past its keeping time."""
+        self.commits = 0
+        self.bodies_dropped = False
+        """No body is left in it, nor will be."""
         self.used_at: float = 0.0
         self._owner = owner
         self._make = make
@@ -115,8 +119,8 @@ class Segment:
 
     def submit(self, item: writes.Item) -> None:
         """Have an item written with the next commit; its future tells."""
-        if self.damaged:
-            item.future.set_exception(StoreError("the segment is damaged and set aside"))
+        if self.gone is not None:
+            item.future.set_exception(self._reason())
             return
         self._pending.append(item)
         if self._committing is None:
@@ -176,6 +180,7 @@ class Segment:
         events: list[Event] = []
         waits, undelayed = self._marks[reads.WAITING], self._marks[reads.UNDELAYED]
         self._orphans = []
+        self.commits += 1
         for item, result in zip(batch.items, results, strict=True):
             if type(item) is writes.Accept:
                 accepted.append(item.message)
@@ -224,9 +229,9 @@ class Segment:
 
     def break_off(self, error: Exception) -> None:
         """The file is damaged: fail what waits and tell the store, once."""
-        if self.damaged:
+        if self.gone is not None:
             return
-        self.damaged = True
+        self.gone = StoreError("the segment is damaged and set aside")
         lost = [*self._pending, *self._large]
         self._pending.clear()
         self._large.clear()
@@ -264,8 +269,8 @@ class Segment:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        if self.damaged:
-            raise StoreError("the segment is damaged and set aside")
+        if self.gone is not None:
+            raise self._reason()
         self._users += 1
         self.used_at = asyncio.get_running_loop().time()
         try:
@@ -314,6 +319,9 @@ class Segment:
             await self._open_writer()
         except (sqlite3.Error, OSError) as error:
             raise store_error(error) from error
+
+    def _reason(self) -> StoreError:
+        return type(self.gone)(str(self.gone)) if self.gone else StoreError("closed")
 
     async def drain(self) -> None:
         """Wait until all that was submitted is written, or has failed."""

@@ -22,6 +22,7 @@ from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
 from relayd.spool import codec, files, reads, schema, writes
 from relayd.spool.faults import is_damage, store_error
+from relayd.spool.filter import QueueFilter
 from relayd.spool.segment import Segment
 from relayd.spool.store import (
     Change,
@@ -37,6 +38,8 @@ from relayd.spool.store import (
 
 PAGE = 500
 """Messages looked at in one read of a long walk."""
+UPKEEP = 200
+"""Messages changed in one transaction of upkeep, between two commits of mail."""
 RECIPIENTS = 10_000
 """Recipients in one answer of due(): a bound on memory where messages have very many."""
 OPEN_FINISHED = 8
@@ -67,7 +70,7 @@ class SqliteStore:
         self._fresh: set[MessageId] = set()
         """Accepted, but those who wait for the commit have not heard of it yet."""
         self._readers: list[Callable[[Sequence[Event]], None]] = []
-        self._chores: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # ---------------------------------------------------------------- opening and closing
 
@@ -168,8 +171,8 @@ class SqliteStore:
         """Commit what is pending, checkpoint and close."""
         for segment in self._all():
             await segment.close()
-        if self._chores:
-            await asyncio.wait(self._chores)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     # ---------------------------------------------------------------- writing
 
@@ -333,8 +336,8 @@ class SqliteStore:
         task = asyncio.get_running_loop().create_task(
             self._retire(segment, error), name=f"spool set aside {segment.path.name}"
         )
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _retire(self, segment: Segment, error: Exception) -> None:
         await segment.close()
@@ -471,8 +474,84 @@ class SqliteStore:
         """Everything known of a message. Raises NoSuchMessageError."""
         return await (await self._read_home(message)).read(reads.history, message)
 
+    async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
+        """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
+        found: list[Delivery] = []
+        for segment in self._waiting():
+            found += await segment.read(reads.matching, wanted, after, limit)
+        found.sort(key=lambda delivery: delivery.message.id)
+        return found[:limit]
+
+    # ---------------------------------------------------------------- keeping
+
     async def retain(self, now: Millis) -> None:
         """Drop bodies and whole segments past their keeping time; never anything that still waits."""
+        keep, keep_body = round(self._settings.keep * 1000), round(self._settings.keep_body * 1000)
+        for slot, segments in list(self._segments.items()):
+            for segment in list(segments):
+                if segment.gone is not None:
+                    continue
+                current = slot == self._slot and segment is segments[-1]
+                try:
+                    if not current and await self._unlink_if_past(segment, now - keep):
+                        continue
+                    if keep_body < keep:
+                        await self._drop_bodies(segment, now - keep_body, compact=not current)
+                except StoreError as error:
+                    structlog.get_logger("relayd.spool").error(
+                        "retention_failed", segment=str(segment.path), error=str(error)
+                    )
+        await self._close_unused(0)
+
+    async def _unlink_if_past(self, segment: Segment, before: Millis) -> bool:
+        """Remove a segment that ended before a moment and in which nothing waits or is owed."""
+        if segment.waiting and segment.idle:
+            commits = segment.commits
+            standing = await segment.read(reads.standing)
+            # what was committed meanwhile has its say in the next round
+            if not (standing.waiting or standing.owed) and segment.idle and segment.commits == commits:
+                segment.waiting = False
+        if segment.waiting or not segment.idle or self._end(segment) > before:
+            return False
+        self._segments[segment.slot].remove(segment)
+        segment.gone = NoSuchMessageError("past its keeping time")
+        await segment.close()
+        try:
+            await asyncio.to_thread(files.remove, segment.path)
+        except OSError as error:
+            raise store_error(error) from error
+        structlog.get_logger("relayd.spool").info("segment_removed", segment=str(segment.path))
+        return True
+
+    def _end(self, segment: Segment) -> Millis:
+        """The moment after which no message of the segment was accepted."""
+        segments = self._segments[segment.slot]
+        place = segments.index(segment) + 1
+        if place < len(segments):
+            return segments[place].start
+        return segment.start if segment.newest is None else time_of(segment.newest) + 1
+
+    async def _drop_bodies(self, segment: Segment, before: Millis, *, compact: bool) -> None:
+        """Drop the bodies of messages whose last recipient became final before a moment."""
+        if segment.start > before or segment.bodies_dropped:
+            return
+        after: MessageId = -1
+        left = False
+        dropped = 0
+        while True:
+            page = await segment.read(reads.bodies, after, reads.first_id(before), UPKEEP)
+            if not page:
+                break
+            after = page[-1]
+            count = await segment.work(writes.drop_bodies, page, before)
+            dropped += count
+            left = left or count < len(page)
+        if dropped:
+            structlog.get_logger("relayd.spool").info("bodies_dropped", segment=str(segment.path), messages=dropped)
+        if compact and not segment.waiting:
+            await segment.work(writes.compact)
+            # all bodies are gone for good: the next rounds need not look
+            segment.bodies_dropped = not left
 
 
 def _probe(path: Path) -> tuple[reads.Standing, int]:

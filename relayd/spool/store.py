@@ -10,13 +10,16 @@ import asyncio
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from relayd.core.event import Event
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import Stage, State
 from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
+
+if TYPE_CHECKING:
+    from relayd.spool.filter import QueueFilter  # which knows the values below
 
 
 class StoreError(Exception):
@@ -159,6 +162,9 @@ class Store(Protocol):
 
     async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
         """Look at the routes again for every recipient that is not final; how many changed lanes (after a reload)."""
+
+    async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
+        """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""

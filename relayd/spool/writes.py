@@ -14,6 +14,7 @@ from typing import Any
 
 from relayd.core.event import Event
 from relayd.core.ids import MessageId
+from relayd.core.units import Millis
 from relayd.spool import codec
 from relayd.spool.store import NoSuchMessageError, StoreError
 
@@ -305,3 +306,32 @@ def relane(db: sqlite3.Connection, moves: Sequence[tuple[str, MessageId, int]]) 
 def drop_unfinished_parts(db: sqlite3.Connection) -> None:
     """Forget parts of large bodies whose message was never accepted, because a crash came between."""
     db.execute("DELETE FROM part WHERE message NOT IN (SELECT id FROM message)")
+
+
+def drop_bodies(db: sqlite3.Connection, messages: Sequence[MessageId], before: Millis) -> int:
+    """Drop the bodies of those messages that ended before a moment; how many."""
+    dropped = 0
+    with _Transaction(db):
+        for message in messages:
+            ended = db.execute(
+                "SELECT NOT EXISTS (SELECT 1 FROM recipient WHERE message = ?1 AND (state < 10 OR notice IS NOT NULL))"
+                " AND (SELECT MAX(at) FROM event WHERE message = ?1"
+                " AND kind IN ('delivered', 'bounced', 'expired', 'suppressed', 'deleted')) < ?2",
+                (message, before),
+            ).fetchone()[0]
+            if ended:
+                dropped += 1
+                db.execute("DELETE FROM body WHERE message = ?", (message,))
+                db.execute("DELETE FROM part WHERE message = ?", (message,))
+    return dropped
+
+
+def compact(db: sqlite3.Connection) -> bool:
+    """Give room back to the disk where over half of a file is free pages; whether it was worth it."""
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    (free,) = db.execute("PRAGMA freelist_count").fetchone()
+    if free * 2 <= pages:
+        return False
+    db.execute("VACUUM")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return True
