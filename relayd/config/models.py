@@ -72,7 +72,7 @@ __all__ = [
 class Model(BaseModel):
     """Base of all sections: unknown keys are faults, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
 
 class TLSFiles(Model):
@@ -154,8 +154,8 @@ class Listener(Model):
     )
     bare_newlines: BareNewlines = Field(
         BareNewlines.REFUSE,
-        description="What happens to a message with a bare CR or LF: `refuse` it (550 5.6.11), or `normalise` it to CRLF"
-        " before signing.",
+        description="What happens to a message with a bare CR or LF: `refuse` it (550 5.6.11), or `normalise` it to"
+        " CRLF before signing.",
     )
 
 
@@ -190,8 +190,8 @@ class Limits(Model):
     line_length: Size = Field(
         998,
         ge=998,
-        description="Length up to which a line is standard (RFC 5322 2.1.1). Longer ones are counted and relayed as they"
-        " came.",
+        description="Length up to which a line is standard (RFC 5322 2.1.1). Longer ones are counted and relayed as"
+        " they came.",
     )
     line_length_max: Size = Field(1024**2, ge=998, description="Longest line that is taken at all (554 5.6.0).")
     received_headers: Count = Field(
@@ -317,7 +317,7 @@ _TaggedNetwork = Annotated[
 
 
 class Match(Model):
-    """Conditions of a route; all that are given must hold. Patterns take `*` and `?`, upper and lower case are alike."""
+    """Conditions of a route; all that are given must hold. Patterns take `*` and `?`; case makes no difference."""
 
     sender: SenderPattern | None = Field(None, description="Pattern of the envelope sender.")
     sender_domain: DomainPattern | None = Field(
@@ -332,7 +332,7 @@ class Match(Model):
     @property
     def everything(self) -> bool:
         """No condition at all is given."""
-        return not any(getattr(self, name) for name in type(self).model_fields)
+        return all(getattr(self, name) in (None, {}) for name in type(self).model_fields)
 
 
 class Route(Model):

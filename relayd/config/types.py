@@ -185,13 +185,9 @@ _BIND = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?)\]|(?P<fou
 def _bind(value: Any) -> Bind:
     match = _BIND.fullmatch(value) if isinstance(value, str) else None
     try:
-        if match is None:
-            raise ipaddress.AddressValueError
-        if match["six"]:
-            ipaddress.IPv6Address(match["six"])
-        else:
-            ipaddress.IPv4Address(match["four"])
-        ok = int(match["port"]) <= 65535
+        ok = match is not None and int(match["port"]) <= 65535
+        if match is not None:
+            ipaddress.IPv6Address(match["six"]) if match["six"] else ipaddress.IPv4Address(match["four"])
     except ipaddress.AddressValueError:
         ok = False
     if not ok:

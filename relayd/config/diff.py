@@ -1,0 +1,111 @@
+"""What differs between two configurations, in lines for people: upstreams.acme.port: 587 → 2525.
+
+Secrets are only said to have changed. Applying a change is left to app.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+from relayd.config.fault import printable
+from relayd.config.models import Config, Credential, DKIMKey, FetchedNetwork, Listener
+
+_RESTART = ("data_dir", "workers", "secret", "listeners.*.bind", "web.bind")
+"""What a running daemon cannot change: its directory, its processes, and what they listen on."""
+_RESTART_WHOLE = ("listeners.*",)
+
+
+class Change(str):
+    """One line. `key` says what changed, `restart` that a reload does not bring it about."""
+
+    __slots__ = ("key", "restart")
+
+    key: str
+    restart: bool
+
+    def __new__(cls, key: str, what: str, restart: bool = False) -> Change:
+        change = super().__new__(cls, f"{key}: {what}{' (needs a restart)' if restart else ''}")
+        change.key, change.restart = key, restart
+        return change
+
+
+def changes(old: Config, new: Config) -> list[Change]:
+    """Every difference, in the order of the file. Lists are compared by what names their items."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    return list(_differ((), (old, before), (new, after)))
+
+
+_Both = tuple[Any, Any]
+"""A value, and how it is shown."""
+
+
+def _differ(way: tuple[str, ...], old: _Both, new: _Both) -> Iterator[Change]:
+    if old[0] == new[0]:
+        return
+    if type(old[0]) is type(new[0]) and _parts(old) is not None:
+        before, after = _parts(old) or {}, _parts(new) or {}
+        for name in dict.fromkeys([*before, *after]):
+            yield from _part((*way, name), before.get(name), after.get(name))
+        if list(before) != list(after) and set(before) == set(after):
+            yield _change(way, "other order")
+        return
+    if isinstance(old[0], SecretStr) or isinstance(new[0], SecretStr):
+        what = "added" if old[0] is None else "removed" if new[0] is None else "changed"
+    else:
+        what = f"{_text(old[1])} → {_text(new[1])}"
+        if _text(old[1]) == _text(new[1]):
+            what = "changed"  # the part that differs is hidden
+    yield _change(way, what)
+
+
+def _part(way: tuple[str, ...], old: _Both | None, new: _Both | None) -> Iterator[Change]:
+    if old is not None and new is not None:
+        yield from _differ(way, old, new)
+    elif new is not None:
+        yield _change(way, "added" if _parts(new) is not None else f"{_text(new[1])} added", whole=True)
+    elif old is not None:
+        yield _change(way, "removed" if _parts(old) is not None else f"{_text(old[1])} removed", whole=True)
+
+
+def _parts(both: _Both) -> dict[str, _Both] | None:
+    """What a value is made of, by name; None where it is shown as a whole."""
+    value, shown = both
+    if isinstance(value, BaseModel):
+        return {name: (getattr(value, name), shown[name]) for name in type(value).model_fields}
+    if isinstance(value, dict) and value and all(isinstance(item, BaseModel | list) for item in value.values()):
+        return {name: (value[name], shown[name]) for name in value}
+    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        return {_name(item, place): (item, shown[place]) for place, item in enumerate(value)}
+    return None
+
+
+def _name(item: BaseModel, place: int) -> str:
+    if isinstance(item, Listener):
+        return item.name
+    if isinstance(item, Credential):
+        return item.username
+    return f"{item.domain}/{item.selector}" if isinstance(item, DKIMKey) else f"[{place}]"
+
+
+def _change(way: tuple[str, ...], what: str, *, whole: bool = False) -> Change:
+    key = ""
+    for part in way:
+        key += part if part.startswith("[") else f"{'.' if key else ''}{printable(part)}"
+    pattern = ".".join("*" if place == 1 and way[0] == "listeners" else part for place, part in enumerate(way))
+    return Change(key, what, pattern in _RESTART or (whole and pattern in _RESTART_WHOLE))
+
+
+def _text(shown: Any) -> str:
+    """A shown value in one short line."""
+    if shown is None:
+        return "(none)"
+    if isinstance(shown, bool):
+        return "true" if shown else "false"
+    if isinstance(shown, list):
+        return printable(f"[{', '.join(_text(item) for item in shown)}]", 200)
+    if isinstance(shown, dict):
+        return printable("{" + ", ".join(f"{key}: {_text(item)}" for key, item in shown.items()) + "}", 200)
+    return printable(str(shown), 200) or '""'
