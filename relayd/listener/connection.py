@@ -1,0 +1,479 @@
+"""One SMTP connection from accept to close: the command loop, EHLO, STARTTLS, XCLIENT, and the counts that end it.
+
+Octets and time-outs are stream.py's, mail is transaction.py's, AUTH is login.py's, decisions are intake's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+
+from relayd.config.models import BareNewlines, ListenerTLS
+from relayd.core.proxy import SIGNATURE, ProxyError, parse_xclient, unmapped
+from relayd.core.reply import Reply
+from relayd.intake.session import ClientSession
+from relayd.listener import replies
+from relayd.listener.ends import Gone, Goodbye, Refused
+from relayd.listener.front import discard, read_proxy_header, waiting_octets
+from relayd.listener.login import Login
+from relayd.listener.observer import ListenerRefusal
+from relayd.listener.stream import LINE_MAX, Phase
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from relayd.listener.server import ListenerServer
+
+LINE_STANDARD = 512
+"""Octets of a command line, CRLF included (RFC 5321 4.5.3.1.4) …"""
+LINE_EXTENDED = {"MAIL": 2048, "RCPT": 2048, "XCLIENT": 2048, "AUTH": LINE_MAX}
+"""… and where extensions make it longer (RFC 1870, 3461, 4954, 6531, Postfix XCLIENT)."""
+HELO_MAX = 255
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_HELO_ODD = re.compile(r"[^A-Za-z0-9._:\[\]-]")
+_HTTP = frozenset({"GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE", "PRI", "HOST:"})
+
+_Answer = Reply | None
+_Method = Callable[[Any, str], Awaitable[_Answer] | _Answer]
+
+
+class Connection(Login):
+    """What `ListenerServer.protocol` makes for every client."""
+
+    methods: dict[str, _Method]
+    """Verb → method, made once for the class."""
+
+    def __init__(self, server: ListenerServer) -> None:
+        super().__init__(server)
+        self._peer_proxies = False  # the TCP peer is in proxy_protocol
+        self._proxied = False  # it has sent a PROXY header
+        self._held_address: Any = None
+        self._counted = False
+        self._errors = 0
+        self._commands = 0
+        self._ends_at = self._time() + server.limits.session
+
+    # --- life
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection, and begin the session unless a cap is reached."""
+        self.wire = cast("asyncio.Transport", transport)
+        self.transport = self.wire
+        server = self.server
+        peername = self.wire.get_extra_info("peername")
+        if not peername:  # gone before we looked
+            self.lost = True
+            self.wire.abort()
+            return
+        listener = server.listener
+        peer = unmapped(ip_address(peername[0].partition("%")[0]))
+        self.client = ClientSession(listener, peer, peername[1], peer.is_loopback, server.clock())
+        self._peer_proxies = bool(listener.proxy_protocol) and any(peer in net for net in listener.proxy_protocol)
+        server.connections.add(self)
+        if not server.counter.enter():
+            self._turn_away(replies.TOO_MANY_CONNECTIONS, ListenerRefusal.CONNECTIONS)
+            return
+        self._counted = True
+        server.observer.connected(listener.name)
+        self.start_timer()
+        if self._peer_proxies or listener.tls is ListenerTLS.IMPLICIT:
+            self.wire.pause_reading()  # what comes first is for front.py or the TLS layer, to the octet
+        self.task = server.run(self)
+
+    def _turn_away(self, reply: Reply, refusal: ListenerRefusal) -> None:
+        listener = self.server.listener
+        self.server.observer.refused(listener.name, refusal)
+        self.server.odd(
+            "connection turned away", peer=str(self.client.peer), listener=listener.name, reason=refusal.value
+        )
+        self.close(self._readable(reply))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Give back what was counted; the task ends by itself."""
+        if self.lost:
+            return
+        super().connection_lost(error)
+        if self._counted:
+            self._counted = False
+            self.server.counter.leave()
+            self.server.observer.disconnected(self.client.listener.name)
+        self._release_address()
+        self.server.forget(self)
+
+    def _hold_address(self) -> None:
+        self._release_address()
+        if not self.server.counter.hold(self.client.peer):
+            raise Goodbye(self._readable(replies.TOO_MANY_FROM_YOU), ListenerRefusal.CONNECTIONS_PER_IP)
+        self._held_address = self.client.peer
+
+    def _release_address(self) -> None:
+        if self._held_address is not None:
+            self.server.counter.release(self._held_address)
+            self._held_address = None
+
+    async def run(self) -> None:
+        """The session: opening, commands, end. Raises nothing."""
+        goodbye = Goodbye(None)
+        try:
+            await self._open()
+            await self._serve()
+        except Gone:
+            pass
+        except Goodbye as reason:
+            goodbye = reason
+        except (ConnectionError, TimeoutError):
+            pass
+        except Exception:  # noqa: BLE001 - whatever it is: no trace of it to the client, and the worker lives on
+            structlog.get_logger("relayd.listener").exception("session failed", peer=str(self.client.peer))
+            goodbye = Goodbye(replies.INTERNAL_CLOSE, ListenerRefusal.INTERNAL)
+        finally:
+            self._stop = None
+            self.reset_transaction()
+            if goodbye.refusal is not None:
+                self._tell(goodbye)
+            self.close(goodbye.reply)
+            self._log_end()
+
+    def _tell(self, goodbye: Goodbye) -> None:
+        refusal = goodbye.refusal
+        assert refusal is not None  # noqa: S101 - the caller has looked
+        self.server.observer.refused(self.client.listener.name, refusal)
+        reply = str(goodbye.reply) if goodbye.reply else ""
+        self.server.odd(
+            "session ended",
+            peer=str(self.client.peer),
+            listener=self.client.listener.name,
+            reason=refusal.value,
+            reply=reply,
+        )
+
+    def _log_end(self) -> None:
+        client = self.client
+        if self.server.debug:
+            structlog.get_logger("relayd.listener").debug(
+                "session closed",
+                peer=str(client.peer),
+                listener=client.listener.name,
+                helo=client.helo,
+                mails=client.mails,
+            )
+
+    # --- opening
+
+    async def _open(self) -> None:
+        server = self.server
+        fd = self.wire.get_extra_info("socket").fileno()
+        if self._peer_proxies:
+            await self._take_proxy_header(fd)
+        self._hold_address()
+        if self.client.listener.tls is ListenerTLS.IMPLICIT:
+            await self._start_tls()
+        else:
+            if self._proxied and discard(fd):
+                server.observer.refused(self.client.listener.name, ListenerRefusal.EARLY_TALKER)
+            elif waiting_octets(fd):
+                raise Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)
+            self.wire.resume_reading()
+        if self.pending:
+            raise Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)
+        self._greet()
+
+    def _readable(self, reply: Reply) -> Reply | None:
+        """The reply, or None where TLS is expected and not there yet: the client could not read it."""
+        return None if self.client.listener.tls is ListenerTLS.IMPLICIT and self.client.tls is None else reply
+
+    async def _take_proxy_header(self, fd: int) -> None:
+        server = self.server
+        try:
+            header = await read_proxy_header(fd, server.proxy_start_timeout, server.proxy_timeout)
+        except ProxyError:
+            raise Goodbye(self._readable(replies.PROXY_BAD), ListenerRefusal.PROXY) from None
+        if header is None:
+            return
+        # From here on the octets are the client's: it must not say who it is by XCLIENT.
+        self._proxied = True
+        self._peer_proxies = False
+        if header.source is not None:
+            self._rename(header.source, header.port)
+
+    def _rename(self, peer: Any, port: int) -> None:
+        client = self.client
+        client.peer, client.port = peer, port
+        # Behind a proxy on this machine the client may be anywhere, and plain text on its way to the proxy.
+        client.loopback = client.loopback and peer.is_loopback
+
+    def _greet(self) -> None:
+        refused = self.server.door.connect(self.client)
+        if refused is not None:
+            raise Goodbye(refused)
+        self.send(self.server.greeting)
+
+    # --- commands
+
+    async def _serve(self) -> None:
+        methods, server = self.methods, self.server
+        turns = 0
+        while True:
+            if self.at_rest and (server.draining or self.overdue(self._time())):
+                raise self._too_late()
+            turns += 1
+            if not turns & 0xFF:
+                await server.breathe()  # a client that pipelines without end must not keep others waiting
+            try:
+                await self._obey(methods, await self.line())
+            except Refused as refused:
+                self._refuse(refused)
+
+    async def _obey(self, methods: dict[str, _Method], line: bytes) -> None:
+        text = self._command(line)
+        verb, _, arg = text.partition(" ")
+        verb = verb.upper()
+        if self.server.draining and self._chunks is None:
+            raise self._too_late()
+        method = methods.get(verb)
+        if method is None:
+            raise self._unknown(verb)
+        try:
+            answer = method(self, arg.strip(" "))
+            if answer is not None and not isinstance(answer, Reply):
+                answer = await answer
+        except (Refused, Gone, Goodbye, ConnectionError):
+            raise
+        except Exception:  # noqa: BLE001 - see run(); here the session can go on unless content was cut short
+            raise self._failed(verb) from None
+        if answer is not None:
+            self._say(answer)
+
+    def _failed(self, verb: str) -> Refused | Goodbye:
+        structlog.get_logger("relayd.listener").exception("command failed", verb=verb, peer=str(self.client.peer))
+        if self.phase is Phase.CONTENT:
+            return Goodbye(replies.INTERNAL_CLOSE, ListenerRefusal.INTERNAL)
+        self.reset_transaction()
+        return Refused(replies.INTERNAL, ListenerRefusal.INTERNAL)
+
+    def _too_late(self) -> Goodbye:
+        if self.server.draining:
+            return Goodbye(replies.DRAINING, ListenerRefusal.DRAINING)
+        return Goodbye(replies.SESSION_OVER, ListenerRefusal.SESSION)
+
+    def _command(self, line: bytes) -> str:
+        """The command as text, without its line end. Raises Refused, and Goodbye for what is no SMTP."""
+        if len(line) > LINE_STANDARD:
+            self._check_length(line)
+        octets = self.without_line_end(line)
+        try:
+            text = octets.decode()
+        except UnicodeDecodeError:
+            if octets[:5].upper() not in (b"EHLO ", b"HELO "):
+                raise _bad_line(replies.BAD_LINE) from None
+            # Windows hosts with names in Shift_JIS exist; the name is only shown, and masked for that.
+            text = octets.decode("ascii", errors="replace")
+        if not text.isprintable() and _CONTROL.search(text):
+            raise _bad_line(replies.BAD_LINE)
+        if not text:
+            self._look_for_proxy()
+            raise _bad_line(replies.EMPTY_LINE)
+        return text
+
+    def _check_length(self, line: bytes) -> None:
+        verb = line[: line.find(b" ")].upper().decode("latin-1")
+        if len(line) > LINE_EXTENDED.get(verb, LINE_STANDARD):
+            raise _bad_line(replies.AUTH_LINE_TOO_LONG if verb == "AUTH" else replies.LINE_TOO_LONG)
+
+    def _look_for_proxy(self) -> None:
+        """The signature of PROXY version 2 begins with two empty lines; nothing of what follows may be obeyed."""
+        if self._input[self._position :].startswith(SIGNATURE[2:]):
+            raise Goodbye(replies.PROXY_DENIED, ListenerRefusal.PROXY)
+
+    def without_line_end(self, line: bytes) -> bytes:
+        """The line without its line end. Raises Refused where that is a bare LF, and the listener refuses those."""
+        if line.endswith(b"\r\n"):
+            return line[:-2]
+        if self.client.listener.bare_newlines is BareNewlines.REFUSE:
+            raise _bad_line(replies.BARE_LF_LINE)
+        return line[:-1]
+
+    def _unknown(self, verb: str) -> Refused | Goodbye:
+        if verb in _HTTP:  # a browser made to send mail for somebody else (cross-protocol request forgery)
+            return Goodbye(replies.NOT_SMTP, ListenerRefusal.PROTOCOL)
+        if verb == "PROXY":
+            return Goodbye(replies.PROXY_DENIED, ListenerRefusal.PROXY)
+        self.unproductive()
+        return Refused(replies.UNKNOWN)
+
+    # --- counts
+
+    def overdue(self, now: float) -> bool:
+        """Whether the session has lasted its time; an open mail has one `idle` more to be finished."""
+        return now >= self._ends_at and (self.at_rest or now >= self._ends_at + self.server.limits.idle)
+
+    def unproductive(self) -> None:
+        """Count a command that brings no mail forward. Raises Goodbye after too many."""
+        self._commands += 1
+        if self._commands > self.server.limits.commands:
+            raise Goodbye(replies.TOO_MANY_COMMANDS, ListenerRefusal.COMMANDS)
+
+    def mail_accepted(self) -> None:
+        """A mail was kept: the counts of errors and unproductive commands begin again."""
+        self._commands = self._errors = 0
+
+    def _say(self, reply: Reply) -> None:
+        """Queue a reply. Raises Goodbye for 421 and after too many errors."""
+        if reply.code == 421:
+            raise Goodbye(reply)
+        self.send(reply.wire())
+        if reply.code >= 500:
+            self._errors += 1
+            if self._errors >= self.server.limits.errors:
+                raise Goodbye(replies.TOO_MANY_ERRORS, ListenerRefusal.ERRORS)
+
+    def _refuse(self, refused: Refused) -> None:
+        if refused.refusal is ListenerRefusal.COMMAND_LINE:
+            self.unproductive()
+        self.server.observer.refused(self.client.listener.name, refused.refusal)
+        self._say(refused.reply)
+
+    # --- session commands
+
+    def smtp_EHLO(self, arg: str) -> None:
+        """RFC 5321 4.1.1.1. The extensions depend on TLS and on who the peer is."""
+        self._hello(arg)
+        self.client.esmtp = True
+        starttls = self.client.listener.tls is ListenerTLS.STARTTLS and self.client.tls is None
+        self.send(self.server.extensions(starttls, self.auth_offered, self._peer_proxies))
+
+    def smtp_HELO(self, arg: str) -> None:
+        """RFC 5321 4.1.1.1."""
+        self._hello(arg)
+        self.client.esmtp = False
+        self.send(self.server.helo)
+
+    def _hello(self, arg: str) -> None:
+        self.unproductive()
+        if self.pending:  # the client cannot know yet that it may pipeline
+            raise Goodbye(replies.TOO_EARLY, ListenerRefusal.EARLY_TALKER)
+        if not arg or len(arg) > HELO_MAX:
+            raise Refused(replies.NEEDS_NAME)
+        self.reset_transaction()
+        # The name is only ever shown (Received, logs): odd characters are masked rather than refused.
+        self.client.helo = _HELO_ODD.sub("?", arg)
+
+    def smtp_NOOP(self, arg: str) -> Reply:
+        """RFC 5321 4.1.1.9."""
+        self.unproductive()
+        return replies.OK
+
+    def smtp_HELP(self, arg: str) -> Reply:
+        """RFC 5321 4.1.1.8."""
+        self.unproductive()
+        return replies.HELP
+
+    def smtp_VRFY(self, arg: str) -> Reply:
+        """RFC 5321 3.5.3: neither confirmed nor denied."""
+        self.unproductive()
+        return replies.VRFY
+
+    def smtp_EXPN(self, arg: str) -> Reply:  # type: ignore[override]  # aiosmtpd's commands are all coroutines
+        """RFC 5321 4.1.1.7: there are no lists here."""
+        self.unproductive()
+        raise Refused(replies.NOT_OFFERED)
+
+    def smtp_QUIT(self, arg: str) -> None:
+        """RFC 5321 4.1.1.10."""
+        raise Goodbye(replies.BYE)
+
+    async def smtp_STARTTLS(self, arg: str) -> None:
+        """RFC 3207. What came in clear behind the command is discarded (CVE-2011-0411), and so is all we knew."""
+        self.unproductive()
+        self._check_starttls(arg)
+        if self.pending:
+            self.server.observer.refused(self.client.listener.name, ListenerRefusal.EARLY_TALKER)
+        self.send(replies.READY_FOR_TLS.wire())
+        self.flush()
+        self.discard_input()
+        await self._start_tls()
+        self.reset_transaction()
+        self.client.helo, self.client.esmtp, self.client.credential = "", False, None
+
+    def _check_starttls(self, arg: str) -> None:
+        if arg:
+            raise Refused(replies.NO_ARGUMENT)
+        if self.client.tls is not None:
+            raise Refused(replies.TLS_ACTIVE)
+        if self.client.listener.tls is not ListenerTLS.STARTTLS:
+            raise Refused(replies.NOT_OFFERED)
+        if not self.at_rest:
+            raise Refused(replies.MAIL_OPEN)
+        if self.server.tls_context is None:
+            raise Refused(replies.TLS_UNAVAILABLE, ListenerRefusal.TLS)
+
+    async def _start_tls(self) -> None:
+        server = self.server
+        self.phase = Phase.OPENING
+        context = server.tls_context
+        if context is None:
+            raise Goodbye(None, ListenerRefusal.TLS)
+        plain = self.wire
+        try:
+            wire = await self.loop.start_tls(
+                plain,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=server.tls_timeout,
+                ssl_shutdown_timeout=server.tls_shutdown_timeout,
+            )
+        except OSError:  # ssl.SSLError and time-outs included; what it says is the client's doing
+            plain.abort()
+            raise Goodbye(None, ListenerRefusal.TLS) from None
+        if wire is None or self.lost:
+            raise Gone
+        self.wire = self.transport = wire
+        self._reading = True
+        self.phase = Phase.OURS
+        version = wire.get_extra_info("ssl_object").version() or "TLS"
+        self.client.tls = version
+        server.observer.tls(self.client.listener.name, version)
+
+    def smtp_XCLIENT(self, arg: str) -> None:
+        """Postfix XCLIENT: a trusted peer names the client it speaks for, and the session begins anew."""
+        self.unproductive()
+        if not self._peer_proxies:
+            raise Refused(replies.XCLIENT_DENIED, ListenerRefusal.PROXY)
+        if not self.at_rest:
+            raise Refused(replies.MAIL_OPEN)
+        try:
+            said = parse_xclient(arg)
+        except ValueError:
+            raise Refused(replies.XCLIENT_BAD, ListenerRefusal.PROXY) from None
+        self.discard_input()
+        client = self.client
+        self._rename(said.address, said.port or 0)
+        self._hold_address()
+        client.helo = _HELO_ODD.sub("?", said.helo or "")
+        client.esmtp = said.esmtp or False
+        client.credential = client.network = None
+        self._greet()
+
+    def drain(self) -> None:
+        """The service stops: a client that waits between mails is told so at once, others at their next command."""
+        if self.phase is Phase.OPENING:
+            self.wire.abort()
+        elif self.phase is Phase.COMMAND and self.at_rest:
+            self.interrupt(Goodbye(replies.DRAINING, ListenerRefusal.DRAINING))
+
+
+def _bad_line(reply: Reply) -> Refused:
+    return Refused(reply, ListenerRefusal.COMMAND_LINE)
+
+
+def _methods() -> dict[str, _Method]:
+    return {name[5:]: getattr(Connection, name) for name in dir(Connection) if name.startswith("smtp_")}
+
+
+Connection.methods = _methods()

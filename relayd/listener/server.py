@@ -1,0 +1,201 @@
+"""One configured listener: makes connections for its sockets, stops taking them, drains them, takes on new settings.
+
+Sockets are bound by the caller; which worker listens on what is workers.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import structlog
+
+from relayd.config.models import Limits, Listener
+from relayd.core.units import Millis
+from relayd.intake.door import Door
+from relayd.listener.connection import Connection
+from relayd.listener.counter import ConnectionCounter
+from relayd.listener.observer import ListenerObserver
+
+TICK = 60.0
+"""Seconds between looks at a session's deadlines, at most."""
+BACKLOG = 1024
+ODD_LINES = 20
+"""Log lines about odd clients within a second; more are only counted, so that no client can fill a disk."""
+
+
+class ListenerServer:
+    """Serves one listener. Call from the event loop's thread only.
+
+    `tls_context` may be None for a listener without TLS. `counter` is shared by all listeners of the worker.
+    """
+
+    rate_window = 60.0
+    """Seconds over which `limits.min_rate` is averaged."""
+    proxy_start_timeout = 2.0
+    """Seconds for a peer in `proxy_protocol` to begin a PROXY header; one that stays silent is greeted as a client."""
+    proxy_timeout = 5.0
+    """Seconds for the rest of the header."""
+    tls_timeout = 30.0
+    tls_shutdown_timeout = 5.0
+
+    def __init__(
+        self,
+        listener: Listener,
+        limits: Limits,
+        door: Door,
+        *,
+        tls_context: ssl.SSLContext | None,
+        observer: ListenerObserver,
+        clock: Callable[[], Millis],
+        hostname: str,
+        counter: ConnectionCounter,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.door = door
+        self.observer = observer
+        self.clock = clock
+        self.hostname = hostname
+        self.counter = counter
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._odd_second = 0
+        self._odd_lines = 0
+        self._numbers = 0
+        self.greeting = b""
+        self.helo = b""
+        self._extensions: dict[tuple[bool, bool, bool], bytes] = {}
+        self._settle(listener, limits, tls_context)
+
+    def _settle(self, listener: Listener, limits: Limits, tls_context: ssl.SSLContext | None) -> None:
+        self.listener = listener
+        self.limits = limits
+        self.tls_context = tls_context
+        self.tick = min(TICK, limits.idle, limits.data_idle, limits.session, self.rate_window)
+        self.greeting = f"220 {self.hostname} ESMTP relayd\r\n".encode("ascii")
+        self.helo = f"250 {self.hostname}\r\n".encode("ascii")
+        self._extensions.clear()
+        self.debug = logging.getLogger("relayd.listener").isEnabledFor(logging.DEBUG)
+
+    def apply(
+        self, listener: Listener, limits: Limits, tls_context: ssl.SSLContext | None, hostname: str | None = None
+    ) -> None:
+        """Take on new settings without dropping a connection.
+
+        Limits hold at once; open sessions are judged by the new listener from their next mail on; new handshakes show
+        the new certificate.
+        """
+        self.hostname = hostname or self.hostname
+        self._settle(listener, limits, tls_context)
+        for connection in self.connections:
+            connection.client.listener = listener
+            connection.recheck = True
+
+    def protocol(self) -> Connection:
+        """A new connection's protocol, for loop.create_server."""
+        return Connection(self)
+
+    async def start(self, sockets: Iterable[socket.socket]) -> None:
+        """Listen on bound sockets. TLS is begun by the connections themselves, behind counting and PROXY."""
+        for sock in sockets:
+            self._servers.append(await self.loop.create_server(self.protocol, sock=sock, backlog=BACKLOG))
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets; connections go on."""
+        for server in self._servers:
+            server.close()
+
+    async def drain(self, timeout: float) -> None:
+        """Let mails that are being sent be finished, tell all others 421, and return when every client is gone.
+
+        After `timeout` seconds the rest is cut off. A commit that is under way is never cancelled: intake owns it.
+        """
+        self.stop_accepting()
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            await self._cut_off()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+
+    async def _cut_off(self) -> None:
+        for connection in list(self.connections):
+            connection.wire.abort()
+        for task in self._tasks:
+            task.cancel()
+        await self._empty.wait()
+
+    # --- for connections
+
+    def run(self, connection: Connection) -> asyncio.Task[None]:
+        """Start a session's task. It is owned here until it has ended and its socket is gone."""
+        self._numbers += 1
+        task = self.loop.create_task(connection.run(), name=f"smtp {self.listener.name} {self._numbers}")
+        self._tasks.add(task)
+        self._empty.clear()
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._look()
+
+    def forget(self, connection: Connection) -> None:
+        """The connection's socket is gone."""
+        self.connections.discard(connection)
+        self._look()
+
+    def _look(self) -> None:
+        if not self._tasks and not self.connections:
+            self._empty.set()
+
+    async def breathe(self) -> None:
+        """Let other sessions have a turn."""
+        await asyncio.sleep(0)
+
+    def extensions(self, starttls: bool, auth: bool, xclient: bool) -> bytes:
+        """The reply to EHLO; without enhanced codes, as RFC 2034 3 has it."""
+        key = (starttls, auth, xclient)
+        octets = self._extensions.get(key)
+        if octets is None:
+            words = [
+                self.hostname,
+                "PIPELINING",
+                f"SIZE {self.limits.message_size}",
+                "8BITMIME",
+                "SMTPUTF8",
+                "ENHANCEDSTATUSCODES",
+                "DSN",
+                "CHUNKING",
+            ]
+            words += (
+                ["STARTTLS"] * starttls + ["AUTH PLAIN LOGIN"] * auth + ["XCLIENT ADDR PORT NAME HELO PROTO"] * xclient
+            )
+            lines = [f"250-{word}\r\n" for word in words[:-1]] + [f"250 {words[-1]}\r\n"]
+            octets = self._extensions[key] = "".join(lines).encode("ascii")
+        return octets
+
+    def odd(self, event: str, **facts: Any) -> None:
+        """Log what an odd client did, in one line, as long as there are not too many of them."""
+        second = int(self.loop.time())
+        if second != self._odd_second:
+            hidden = self._odd_lines - ODD_LINES
+            self._odd_second, self._odd_lines = second, 0
+            if hidden > 0:
+                structlog.get_logger("relayd.listener").info("more odd clients", count=hidden)
+        self._odd_lines += 1
+        if self._odd_lines <= ODD_LINES:
+            structlog.get_logger("relayd.listener").info(event, **facts)

@@ -1,0 +1,331 @@
+"""One connection as octets: input, replies, time-outs and the ways it ends. What the octets mean is its subclasses'.
+
+aiosmtpd's SMTP is a stream protocol with one timer per command, a drain per reply, and a handler that is cancelled
+when the client goes. Here input is one buffer without a StreamReader in between, replies go out together when input
+is awaited, one lazily re-armed timer serves the whole session, and nothing is ever cancelled because a client left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, cast
+
+from aiosmtpd.smtp import SMTP
+
+from relayd.core.reply import Reply
+from relayd.listener import replies
+from relayd.listener.ends import Gone, Goodbye, Refused
+from relayd.listener.observer import ListenerRefusal
+
+if TYPE_CHECKING:
+    from relayd.listener.server import ListenerServer
+
+HIGH_WATER = 65536
+"""Octets of unread input above which the client has to wait."""
+LINE_MAX = 12288
+"""Octets of the longest line of any command (AUTH, RFC 4954 4)."""
+SKIP_MAX = 65536
+"""Octets of an over-long line that are skipped before the client is shown out."""
+REPLIES_MAX = 64
+"""Replies that wait for being written together."""
+LINGER = 2.0
+"""Seconds for a client to read our last reply: closing at once, with its input unread, would destroy it."""
+
+
+class Phase(Enum):
+    """What a session waits for: time-outs and draining depend on it."""
+
+    OPENING = auto()
+    """PROXY header or TLS handshake."""
+    COMMAND = auto()
+    CONTENT = auto()
+    OURS = auto()
+    """Nothing from the client: intake is at work."""
+    CLOSING = auto()
+
+
+class Stream(SMTP):
+    """A connection of one client. Owned by the ListenerServer until the socket is gone and the task has ended."""
+
+    def __init__(self, server: ListenerServer) -> None:
+        # SMTP.__init__ looks up hooks and methods by reflection; per connection that costs more than a whole mail.
+        # No StreamReader either: this class takes the octets itself.
+        asyncio.StreamReaderProtocol.__init__(self, cast(Any, None), loop=server.loop)
+        self.server = server
+        self.loop = server.loop
+        self.wire: asyncio.Transport = cast(Any, None)
+        self.task: asyncio.Task[None] | None = None
+        self.phase = Phase.OPENING
+        self.lost = False
+        """The socket is gone."""
+        self._time = server.loop.time
+        self._input = b""
+        self._position = 0
+        self._skipped = 0
+        self._eof = False
+        self._reading = True
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._stop: Exception | None = None
+        self._out: list[bytes] = []
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._window_start = 0.0
+        self._window_octets = 0
+        self._content_octets = 0
+
+    # --- what asyncio calls
+
+    def data_received(self, data: bytes) -> None:
+        """Take input, wake whoever waits for it, or make the client wait."""
+        if self.phase is Phase.CLOSING:
+            return
+        if self._position < len(self._input):
+            data = self._input[self._position :] + data
+        self._input = data
+        self._position = 0
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        elif len(data) > HIGH_WATER and self._reading:
+            self._reading = False
+            self.wire.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client sends no more: what it sent is still answered (not so over TLS, which cannot be half closed)."""
+        self._eof = True
+        if self.phase is Phase.CLOSING:
+            return False
+        self._wake()
+        return self.wire.get_extra_info("ssl_object") is None
+
+    def pause_writing(self) -> None:
+        """The client does not read: replies wait."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The socket is gone. The session's task ends by itself: a commit under way must not be cancelled."""
+        if self.lost:
+            return
+        self.lost = True
+        self._out.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.interrupt(Gone())
+
+    # --- input
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._waiter = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether input is there that no one has looked at."""
+        return self._position < len(self._input)
+
+    def discard_input(self) -> None:
+        """Forget what was received in an earlier, less trusted state (RFC 3207 4.2)."""
+        self._input = b""
+        self._position = 0
+
+    def take_input(self) -> bytes:
+        """All input that is there."""
+        data = self._input[self._position :] if self._position else self._input
+        self.discard_input()
+        return data
+
+    def give_back(self, data: bytes, used: int) -> None:
+        """Put back what was taken, but for its first octets. Nothing may have been awaited in between."""
+        if used < len(data):
+            self._input, self._position = data, used
+
+    async def more(self) -> None:
+        """Wait for input, having written the replies. Raises Gone, or Goodbye when time is up or we are stopping."""
+        self.flush()
+        if self._paused:
+            await self._until_writable()
+        if self._stop is not None:
+            raise self._stop
+        if self._eof:
+            raise Gone
+        if not self._reading:
+            self._reading = True
+            self.wire.resume_reading()
+        self._waiter = waiter = self.loop.create_future()
+        await waiter
+
+    def next_line(self) -> bytes | None:
+        """The next line with its line end, or None when none is whole. Raises Refused for one that was too long, Goodbye."""
+        data, position = self._input, self._position
+        end = data.find(b"\n", position)
+        if end < 0:
+            self._unfinished(data, position)
+            return None
+        line = data[position : end + 1] if position or end + 1 < len(data) else data
+        if end + 1 == len(data):
+            self.discard_input()
+        else:
+            self._position = end + 1
+        if self._skipped:
+            self._skipped = 0
+            raise Refused(replies.LINE_TOO_LONG, ListenerRefusal.COMMAND_LINE)
+        return line
+
+    def _unfinished(self, data: bytes, position: int) -> None:
+        waiting = len(data) - position
+        if not waiting:
+            return
+        first = data[position]
+        if first == 0x16 or first >= 0x80:  # a TLS or SSLv2 hello has no line end to wait for
+            raise Goodbye(replies.TLS_TO_PLAIN, ListenerRefusal.PROTOCOL)
+        if self._skipped or waiting > LINE_MAX:
+            self._skipped += waiting
+            self.discard_input()
+            if self._skipped > SKIP_MAX:
+                raise Goodbye(replies.LINE_TOO_LONG, ListenerRefusal.COMMAND_LINE)
+
+    async def line(self) -> bytes:
+        """The next line. It has to be whole within `limits.idle`, however slowly its octets come."""
+        line = self.next_line()
+        if line is None:
+            self.phase = Phase.COMMAND
+            self._deadline = self._time() + self.server.limits.idle
+            while line is None:
+                await self.more()
+                line = self.next_line()
+            self._deadline = math.inf
+            self.phase = Phase.OURS
+        return line
+
+    # --- replies
+
+    def send(self, octets: bytes) -> None:
+        """Queue a reply's octets; they go out when input is awaited, together with those of other commands."""
+        self._out.append(octets)
+        if len(self._out) > REPLIES_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the replies that wait."""
+        out = self._out
+        if out and not self.lost:
+            self.wire.write(out[0] if len(out) == 1 else b"".join(out))
+        out.clear()
+
+    async def _until_writable(self) -> None:
+        if self._stop is not None:
+            raise self._stop
+        self._writable = self.loop.create_future()
+        try:
+            await self._writable
+        finally:
+            self._writable = None
+
+    # --- time
+
+    def start_timer(self) -> None:
+        """Begin to watch deadlines. Called once; the timer re-arms itself until the connection is lost."""
+        self._timer = self.loop.call_later(self.server.tick, self._tick)
+
+    def _tick(self) -> None:
+        # No wait is shorter than a tick, so whoever starts one only writes down its deadline: no timer is
+        # cancelled or made per command.
+        now = self._time()
+        tick = self.server.tick
+        if now >= self._deadline:
+            self._deadline = math.inf
+            self._expired()
+        elif self.phase is Phase.CONTENT:
+            self._check_rate(now)
+        elif self.phase is Phase.COMMAND and self.overdue(now):
+            self.interrupt(Goodbye(replies.SESSION_OVER, ListenerRefusal.SESSION))
+        if not self.lost:
+            wait = min(tick, max(self._deadline - now, 0.001))
+            self._timer = self.loop.call_later(wait, self._tick)
+
+    def overdue(self, now: float) -> bool:
+        """Whether the session has lasted its time."""
+        raise NotImplementedError
+
+    def _expired(self) -> None:
+        if self.phase is Phase.CLOSING:
+            self.wire.abort()
+        elif self._paused:
+            self.interrupt(Goodbye(None, ListenerRefusal.UNREAD_REPLIES))
+        elif self.phase is Phase.CONTENT:
+            self.interrupt(Goodbye(replies.DATA_TIMED_OUT, ListenerRefusal.DATA_IDLE))
+        else:
+            self.interrupt(Goodbye(replies.TIMED_OUT, ListenerRefusal.IDLE))
+
+    def begin_content(self) -> None:
+        """Octets of a message come now: `data_idle` and `min_rate` hold."""
+        now = self._time()
+        self.phase = Phase.CONTENT
+        self._deadline = now + self.server.limits.data_idle
+        self._window_start = now
+        self._window_octets = self._content_octets = 0
+
+    def progress(self, octets: int) -> None:
+        """So many octets of the message came."""
+        self._content_octets += octets
+        self._deadline = self._time() + self.server.limits.data_idle
+
+    def end_content(self) -> None:
+        """The message or chunk is whole."""
+        self.phase = Phase.OURS
+        self._deadline = math.inf
+
+    def _check_rate(self, now: float) -> None:
+        elapsed = now - self._window_start
+        if elapsed < self.server.rate_window:
+            return
+        if self._content_octets - self._window_octets < self.server.limits.min_rate * elapsed:
+            self.interrupt(Goodbye(replies.TOO_SLOW, ListenerRefusal.MIN_RATE))
+        self._window_start, self._window_octets = now, self._content_octets
+
+    # --- ends
+
+    def interrupt(self, reason: Exception) -> None:
+        """Raise this in the session's task where it waits for the client, or as soon as it does."""
+        if self._stop is None or isinstance(reason, Gone):
+            self._stop = reason
+        for future in (self._waiter, self._writable):
+            if future is not None and not future.done():
+                future.set_exception(reason)
+        self._waiter = None
+
+    def close(self, reply: Reply | None) -> None:
+        """Send the last reply and close, leaving the client a moment to read it."""
+        if self.lost or self.phase is Phase.CLOSING:
+            return
+        if self._paused:
+            self.wire.abort()
+            return
+        if reply is not None:
+            self._out.append(reply.wire())
+        self.flush()
+        self.phase = Phase.CLOSING
+        self.discard_input()
+        if reply is None or reply is replies.BYE or self._eof or not self.wire.can_write_eof():
+            self.wire.close()
+        else:
+            self.wire.write_eof()
+            if not self._reading:
+                self.wire.resume_reading()
+        self._deadline = self._time() + LINGER
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(LINGER, self._tick)

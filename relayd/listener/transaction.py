@@ -1,0 +1,272 @@
+"""MAIL, RCPT, DATA, BDAT and RSET: one mail from its envelope to intake's answer.
+
+Who may send what to whom is intake's decision; here are order, syntax, and the reception of content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from relayd.config.models import BareNewlines
+from relayd.core.mail import Envelope, Recipient
+from relayd.core.reply import Reply
+from relayd.listener import replies
+from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rules
+from relayd.listener.ends import Goodbye, Refused
+from relayd.listener.observer import ListenerRefusal
+from relayd.listener.parameters import parse_mail, parse_rcpt
+from relayd.listener.stream import Stream
+
+if TYPE_CHECKING:
+    from relayd.intake.session import ClientSession
+    from relayd.listener.server import ListenerServer
+
+OVERSIZE_FACTOR = 4
+"""A message that is refused already is read on to its end, but not beyond so many times the largest size."""
+JOIN_APART = 4 * 1024**2
+"""Octets from which content is joined in a thread, so that other sessions don't wait for the copying."""
+SMALL_CHUNK = 1024
+"""Chunks below so many octets count as commands without a mail: nobody sends a message by the octet."""
+
+_SENDER_OK = replies.SENDER_OK.wire()
+_RECIPIENT_OK = replies.RECIPIENT_OK.wire()
+_START_MAIL = replies.START_MAIL.wire()
+
+_FAULTS = {
+    Fault.SIZE: (replies.TOO_BIG, ListenerRefusal.MESSAGE_SIZE),
+    Fault.MEMORY: (replies.NO_MEMORY, ListenerRefusal.MEMORY),
+    Fault.BARE_NEWLINE: (replies.BARE_NEWLINE, ListenerRefusal.BARE_NEWLINE),
+    Fault.LINE: (replies.LONG_LINE, ListenerRefusal.LINE_LENGTH),
+}
+
+
+class Transaction(Stream):
+    """The part of a connection that is about one mail."""
+
+    client: ClientSession
+
+    def __init__(self, server: ListenerServer) -> None:
+        super().__init__(server)
+        self._envelope: Envelope | None = None
+        self._recipients: list[Recipient] = []
+        self._tried = False  # a RCPT was refused
+        self._chunks: tuple[ChunkReader, Content] | None = None
+        self._chunk_failed = False
+        self.recheck = False
+        """The configuration changed: ask intake again whether this client may be here."""
+
+    # --- what the rest of the connection gives
+
+    def unproductive(self) -> None:
+        """Count a command that brings no mail forward. Raises Goodbye after too many."""
+        raise NotImplementedError
+
+    def mail_accepted(self) -> None:
+        """A mail was kept: the counts of errors and unproductive commands begin again."""
+        raise NotImplementedError
+
+    # --- state
+
+    @property
+    def at_rest(self) -> bool:
+        """No mail is open."""
+        return self._envelope is None
+
+    def reset_transaction(self) -> None:
+        """Forget envelope, recipients and chunks."""
+        self._envelope = None
+        self._recipients = []
+        self._tried = False
+        self._chunk_failed = False
+        if self._chunks is not None:
+            self._chunks[1].drop()
+            self._chunks = None
+
+    def smtp_RSET(self, arg: str) -> Reply:
+        """RFC 5321 4.1.1.5."""
+        self.unproductive()
+        if arg:
+            raise Refused(replies.NO_ARGUMENT)
+        self.reset_transaction()
+        return replies.OK
+
+    # --- envelope
+
+    def smtp_MAIL(self, arg: str) -> Reply | None:
+        """RFC 5321 4.1.1.2."""
+        self.unproductive()
+        client = self.client
+        if not client.helo:
+            raise Refused(replies.HELLO_FIRST)
+        if self._envelope is not None:
+            raise Refused(replies.MAIL_OPEN)
+        if self.recheck:
+            self._check_again()
+        envelope, size = parse_mail(arg, esmtp=client.esmtp)
+        refused = self.server.door.mail(client, envelope, size)
+        if refused is not None:
+            return refused
+        self._envelope = envelope
+        self.send(_SENDER_OK)
+        return None
+
+    def _check_again(self) -> None:
+        self.recheck = False
+        refused = self.server.door.connect(self.client)
+        if refused is not None:
+            raise Goodbye(refused)
+
+    def smtp_RCPT(self, arg: str) -> Reply | None:
+        """RFC 5321 4.1.1.3. Only recipients that are accepted bring a mail forward."""
+        envelope, recipients = self._envelope, self._recipients
+        if envelope is None:
+            self.unproductive()
+            raise Refused(replies.MAIL_FIRST)
+        if self._chunks is not None or self._chunk_failed:
+            self.unproductive()
+            raise Refused(replies.CHUNKING)
+        server, client = self.server, self.client
+        try:
+            recipient = parse_rcpt(arg, server.hostname, esmtp=client.esmtp, utf8=envelope.smtputf8)
+        except Refused:
+            self._tried = True
+            self.unproductive()
+            raise
+        refused = server.door.rcpt(client, envelope, recipient, len(recipients))
+        if refused is not None:
+            self._tried = True
+            self.unproductive()
+            return refused
+        recipients.append(recipient)
+        self.send(_RECIPIENT_OK)
+        return None
+
+    def _out_of_order(self) -> Reply | None:
+        if self._envelope is None:
+            return replies.MAIL_FIRST
+        if not self._recipients:
+            return replies.NO_RECIPIENT if self._tried else replies.RCPT_FIRST
+        return None
+
+    # --- content
+
+    async def smtp_DATA(self, arg: str) -> Reply:
+        """RFC 5321 4.1.1.4. What was sent behind DATA without waiting for 354 is content, or else ends the session."""
+        wrong = replies.NO_ARGUMENT if arg else self._out_of_order()
+        if wrong is None and (self._chunks is not None or self._chunk_failed):
+            wrong = replies.CHUNKING
+        if wrong is not None:
+            self.unproductive()
+            if self.pending:  # it would be read as commands
+                self.send(wrong.wire())
+                raise Goodbye(replies.TOO_EARLY, ListenerRefusal.EARLY_TALKER)
+            raise Refused(wrong)
+        self.send(_START_MAIL)
+        content = self._new_content()
+        try:
+            await self._receive(DotReader(content), content)
+            return await self._deliver(content)
+        finally:
+            content.drop()
+
+    async def smtp_BDAT(self, arg: str) -> Reply | None:
+        """RFC 3030: a chunk of the message. Its octets are taken off the stream even where it is refused."""
+        size, last = self._chunk_of(arg)
+        if size < SMALL_CHUNK and not last:
+            self.unproductive()
+        wrong = replies.CHUNK_FAILED if self._chunk_failed else self._out_of_order()
+        if wrong is not None:
+            await self._refuse_chunk(size, last)
+            raise Refused(wrong)
+        if self._chunks is None:
+            content = self._new_content()
+            self._chunks = ChunkReader(content), content
+        reader, content = self._chunks
+        reader.expect(size)
+        await self._receive(reader, content)
+        if last:
+            reader.finish()
+            self._chunks = None
+            try:
+                return await self._deliver(content)
+            finally:
+                content.drop()
+        if content.fault is not None:
+            self._chunks, self._chunk_failed = None, True
+            raise Refused(*_FAULTS[content.fault])
+        self.send(b"250 2.0.0 %d octets received\r\n" % size)
+        return None
+
+    async def _refuse_chunk(self, size: int, last: bool) -> None:
+        self.unproductive()
+        content = Content(self._rules(), _nothing_fits, self.server.door.memory.release)
+        reader = ChunkReader(content)
+        reader.expect(size)
+        await self._receive(reader, content)
+        if last:
+            self.reset_transaction()
+        else:
+            self._chunk_failed = not self.at_rest
+
+    def _chunk_of(self, arg: str) -> tuple[int, bool]:
+        size, _, last = arg.partition(" ")
+        well = size.isascii() and size.isdecimal() and len(size) <= 20 and last.upper() in ("", "LAST")
+        if not well:  # nobody knows where the chunk ends, so nothing after it can be read as commands
+            raise Goodbye(replies.BAD_CHUNK, ListenerRefusal.COMMAND)
+        if int(size) > OVERSIZE_FACTOR * self.server.limits.message_size:
+            raise Goodbye(replies.TOO_BIG, ListenerRefusal.MESSAGE_SIZE)
+        return int(size), bool(last)
+
+    def _rules(self) -> Rules:
+        limits = self.server.limits
+        normalise = self.client.listener.bare_newlines is BareNewlines.NORMALISE
+        return Rules(limits.message_size, limits.line_length, limits.line_length_max, normalise)
+
+    def _new_content(self) -> Content:
+        memory = self.server.door.memory
+        return Content(self._rules(), memory.reserve, memory.release)
+
+    async def _receive(self, reader: DotReader | ChunkReader, content: Content) -> None:
+        """Feed the reader until it has the whole message or chunk."""
+        bound = OVERSIZE_FACTOR * self.server.limits.message_size
+        self.begin_content()
+        while True:
+            data = self.take_input()
+            self.progress(len(data))
+            used = reader.feed(data)
+            if used >= 0:
+                self.give_back(data, used)
+                break
+            if content.received > bound:
+                raise Goodbye(*_FAULTS[content.fault or Fault.SIZE])
+            await self.more()
+        self.end_content()
+
+    async def _deliver(self, content: Content) -> Reply:
+        """Hand a whole message to intake; returns what intake says. The mail is over, whatever that is."""
+        envelope, recipients = self._envelope, self._recipients
+        assert envelope is not None  # noqa: S101 - DATA and BDAT have checked the order
+        self.reset_transaction()
+        if content.fault is not None:
+            self.unproductive()
+            raise Refused(*_FAULTS[content.fault])
+        pieces = content.pieces()
+        if content.size > JOIN_APART:
+            octets = await asyncio.to_thread(b"".join, pieces)
+        else:
+            octets = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        del pieces
+        reply = await self.server.door.submit(self.client, envelope, recipients, octets)
+        if reply.positive:
+            self.client.mails += 1
+            self.mail_accepted()
+            if content.long_lines:
+                self.server.observer.long_lines(self.server.listener.name, content.long_lines)
+        else:
+            self.unproductive()
+        return reply
+
+
+def _nothing_fits(octets: int) -> bool:
+    return False
