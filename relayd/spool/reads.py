@@ -8,7 +8,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from relayd.core.event import Event
 from relayd.core.ids import EPOCH, MessageId
 from relayd.core.mail import Message
 from relayd.core.units import Millis
@@ -242,6 +244,35 @@ def _has_content(db: sqlite3.Connection, message: MessageId) -> bool:
 def _slices(messages: Sequence[MessageId]) -> Iterator[Sequence[MessageId]]:
     for place in range(0, len(messages), _MANY):
         yield messages[place : place + _MANY]
+
+
+def events(db: sqlite3.Connection, since: Millis, until: Millis) -> Iterator[Event]:
+    """Events of a span of time, as they were written."""
+    accepted: dict[str, Any] = {}
+    last: MessageId = -1
+    for row in db.execute(
+        "SELECT e.message, e.n, e.at, e.kind, e.detail, r.address, m.sender FROM event e"
+        " JOIN message m ON m.id = e.message JOIN recipient r ON r.message = e.message AND r.n = e.n"
+        " WHERE e.at >= ? AND e.at < ? ORDER BY e.id",
+        (since, until),
+    ):
+        if row[3] == "accepted" and row[0] != last:
+            last = row[0]
+            (facts,) = db.execute(f"SELECT {codec.MESSAGE} FROM message WHERE id = ?", (last,))  # noqa: S608
+            accepted = codec.accepted_detail(codec.message_of(facts))
+        yield codec.event_of(row[:5], row[5], row[6], accepted)
+
+
+def figures(db: sqlite3.Connection) -> tuple[list[tuple[str, int, int, MessageId]], int, int]:
+    """Unfinished recipients as (lane, state code, count, oldest message); messages kept; messages owing a report."""
+    counts = db.execute(
+        "SELECT lane, state, COUNT(*), MIN(message) FROM recipient WHERE state < 10 GROUP BY lane, state"
+    ).fetchall()
+    (kept,) = db.execute("SELECT COUNT(*) FROM message").fetchone()
+    (owed,) = db.execute(
+        "SELECT COUNT(DISTINCT message) FROM recipient INDEXED BY recipient_owed WHERE notice IS NOT NULL"
+    ).fetchone()
+    return counts, kept, owed
 
 
 def matching(db: sqlite3.Connection, wanted: QueueFilter, after: MessageId, limit: int) -> list[Delivery]:

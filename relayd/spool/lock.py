@@ -1,0 +1,57 @@
+"""One daemon per data directory: a lock that ends with the process, however it ends. Holds the pid for people."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+
+class AlreadyRunningError(Exception):
+    """Another daemon uses the data directory."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        who = f"process {pid}" if pid is not None else "another process"
+        super().__init__(f"{path.parent} is in use by {who}: stop it first, or give this daemon another data_dir")
+        self.pid = pid
+
+
+class DataLock:
+    """The lock file data_dir/lock. It stays there: removing it would let two daemons lock two different files."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock. Raises AlreadyRunningError naming the holder, OSError."""
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(handle, 32, 0).strip()
+            os.close(handle)
+            raise AlreadyRunningError(self._path, int(text) if text.isdigit() else None) from None
+        except OSError:
+            os.close(handle)
+            raise
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self._handle is not None:
+            os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> DataLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
