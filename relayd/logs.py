@@ -41,7 +41,7 @@ def setup(log: Log, *, secrets: Iterable[str] = (), stream: TextIO | None = None
     `secrets` are values that are blotted out wherever they appear; `slot` marks the lines of one worker.
     """
     out = stream or sys.stderr
-    console = log.format == "console" or (log.format == "auto" and out.isatty())
+    console = is_console(log, out)
     level = _LEVELS[log.level]
     structlog.configure(
         processors=[
@@ -60,6 +60,11 @@ def setup(log: Log, *, secrets: Iterable[str] = (), stream: TextIO | None = None
         cache_logger_on_first_use=False,
     )
     _lead_standard_loggers(level)
+
+
+def is_console(log: Log, stream: TextIO | None = None) -> bool:
+    """Whether a person reads along: the log is in colour then, and `serve` says hello."""
+    return log.format == "console" or (log.format == "auto" and (stream or sys.stderr).isatty())
 
 
 def secrets_of(model: BaseModel) -> set[str]:

@@ -51,10 +51,25 @@ class Sockets:
         smtp = {name: [socket.socket(fileno=next(left)) for _ in range(count)] for name, count in plan["smtp"].items()}
         return cls(smtp, [socket.socket(fileno=next(left)) for _ in range(plan["web"])])
 
+    def keep(self, new: Sockets) -> Sockets:
+        """`new`, with our own object wherever both hold the same address; the duplicates are closed."""
+        ours = {(sock.family, sock.getsockname()): sock for sock in self}
+
+        def ours_or(sock: socket.socket) -> socket.socket:
+            kept = ours.get((sock.family, sock.getsockname()))
+            if kept is None:
+                return sock
+            sock.close()
+            return kept
+
+        return Sockets(
+            {name: [ours_or(s) for s in sockets] for name, sockets in new.smtp.items()}, [ours_or(s) for s in new.web]
+        )
+
     def addresses(self) -> dict[str, list[str]]:
-        """Where each listener, and "web", really listens."""
-        names = {name: [address_of(sock) for sock in sockets] for name, sockets in self.smtp.items()}
-        return names | ({"web": [address_of(sock) for sock in self.web]} if self.web else {})
+        """Where each listener, and "web", really listens; closed sockets are left out."""
+        groups = {**self.smtp, "web": self.web} if self.web else dict(self.smtp)
+        return {name: [address_of(s) for s in sockets if s.fileno() >= 0] for name, sockets in groups.items()}
 
 
 def address_of(sock: socket.socket) -> str:

@@ -93,11 +93,15 @@ class WebServer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve until `stop`. Without sockets there is nothing to serve."""
+        """Serve until `stop`. Without sockets there is nothing to serve. Raises OSError."""
         if not self._sockets:
             return
         self._task = asyncio.create_task(self._server.serve(sockets=self._sockets), name="web server")
-        await self._server.listening.wait()
+        listening = asyncio.create_task(self._server.listening.wait(), name="web server listens")
+        await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._server.listening.is_set():
+            listening.cancel()
+            await self._task  # raises what went wrong
 
     async def stop(self) -> None:
         """Close the sockets, let answers under way finish for a moment, end."""

@@ -1,0 +1,292 @@
+"""`relayd serve`: start, signals, reload, stop, for one process or several; what the service manager and operators see.
+
+How workers are kept running is supervisor.py's; what one does is app.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import uvloop
+
+from relayd import logs
+from relayd.app import App, prepare
+from relayd.config.diff import changes
+from relayd.config.load import ConfigError, load
+from relayd.config.models import Config
+from relayd.control import ControlError, ControlServer, supervisor_socket
+from relayd.sockets import BindError, Sockets, bind, rebind
+from relayd.spool.lock import DataDirLock, LockedError
+from relayd.systemd import Notifier, feed_watchdog
+from relayd.workers.supervisor import Supervisor, WorkerFailedError
+from relayd.workers.welcome import welcome
+from relayd.workers.worker import Application, Build
+
+FAILED = 1
+_START_PATIENCE = 300.0
+
+
+class Staff(Protocol):
+    """Whoever does the work: this process alone, or a supervisor's workers."""
+
+    @property
+    def addresses(self) -> dict[str, list[str]]:
+        """Where each listener really listens."""
+
+    async def start(self) -> None:
+        """Raises what makes it impossible."""
+
+    async def reload(self, config: Config) -> None:
+        """Raises BindError or WorkerFailedError with everything as it was."""
+
+    async def stop(self) -> None:
+        """Drain within `shutdown`."""
+
+    def kill(self) -> None:
+        """End at once."""
+
+    def healthy(self) -> bool:
+        """Worth feeding the watchdog."""
+
+    async def status(self) -> dict[str, Any]:
+        """Facts for `relayd status`."""
+
+
+class Alone:
+    """One process that does everything."""
+
+    def __init__(self, config: Config, config_path: Path, build: Build) -> None:
+        """Binds all sockets: raises BindError."""
+        self._config = config
+        self._sockets = bind(config)
+        self._app: Application = build(config, config_path=config_path, slot=0, slots=1, sockets=self._sockets)
+        self._since = time.monotonic()
+        self._stop: asyncio.Task[None] | None = None
+
+    @property
+    def addresses(self) -> dict[str, list[str]]:
+        return self._sockets.addresses()
+
+    async def start(self) -> None:
+        await self._app.start()
+
+    async def reload(self, config: Config) -> None:
+        new = rebind(config, self._sockets)
+        try:
+            await self._app.reload(config, new)
+        except Exception as error:
+            _close_all_but(new, self._sockets)
+            structlog.get_logger("relayd.daemon").exception("reload_failed")
+            raise WorkerFailedError(f"{type(error).__name__}: {error}") from error
+        old, self._sockets, self._config = self._sockets, new, config
+        _close_all_but(old, new)
+
+    async def stop(self) -> None:
+        self._stop = asyncio.create_task(self._app.drain_and_stop(), name="drain and stop")
+        # the application keeps to `shutdown` itself; this is for one that hangs, and for a second Ctrl-C
+        _, left = await asyncio.wait({self._stop}, timeout=self._config.shutdown + 2)
+        if left:
+            self.kill()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._stop
+
+    def kill(self) -> None:
+        if self._stop is not None:
+            self._stop.cancel()
+
+    def healthy(self) -> bool:
+        return True  # whoever asks does so from the very event loop
+
+    async def status(self) -> dict[str, Any]:
+        facts = {"worker": 0, "state": "ready", "seconds": round(time.monotonic() - self._since)}
+        return {"listening": self.addresses, "workers": [facts | self._app.status()]}
+
+
+def _close_all_but(sockets: Sockets, kept: Sockets) -> None:
+    keep = set(kept)
+    for sock in sockets:
+        if sock not in keep:
+            sock.close()
+
+
+class Daemon:
+    """What is the same for one process and several: signals, control socket, service manager."""
+
+    def __init__(self, config: Config, config_path: Path, staff: Staff, notifier: Notifier) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._staff = staff
+        self._notifier = notifier
+        self._log = structlog.get_logger("relayd.daemon")
+        self._stopping = asyncio.Event()
+        self._hang_ups = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._control = ControlServer(
+            supervisor_socket(config.data_dir), {"reload": self._reload_verb, "status": self._status_verb}
+        )
+
+    async def run(self) -> int:
+        """Serve until told to stop; the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_ups.set)
+        self._notifier.starting(_START_PATIENCE, "starting")
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._staff.start()
+            await self._control.start()
+            tasks = [
+                asyncio.create_task(feed_watchdog(self._notifier, self._staff.healthy), name="feed the watchdog"),
+                asyncio.create_task(self._reload_on_hang_up(), name="reload on SIGHUP"),
+            ]
+            self._ready()
+            await self._stopping.wait()
+        except (OSError, WorkerFailedError) as error:
+            self._log.error("cannot_start", reason=str(error))
+            return FAILED
+        finally:
+            await self._wind_down(tasks)
+        return 0
+
+    def _ready(self) -> None:
+        addresses = self._staff.addresses
+        self._notifier.ready(_standing(addresses))
+        self._log.info("ready", listening=addresses, data_dir=str(self._config.data_dir))
+        text = welcome(self._config, addresses)
+        if logs.is_console(self._config.log) and text:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
+        self._notifier.stopping(self._config.shutdown + 10)
+        self._log.info("stopping", within=self._config.shutdown)
+        feeder, others = tasks[:1], tasks[1:]
+        await _cancel(others)
+        await self._control.close()
+        await self._staff.stop()
+        # fed to the last: a drain that takes longer than the watchdog's limit is no hang
+        await _cancel(feeder)
+        self._log.info("stopped")
+        self._notifier.close()
+
+    def _stop_signal(self) -> None:
+        if self._stopping.is_set():
+            self._log.warning("stopped_at_once")
+            self._staff.kill()
+        self._stopping.set()
+
+    # -- reload
+
+    async def _reload_on_hang_up(self) -> None:
+        while True:
+            await self._hang_ups.wait()
+            self._hang_ups.clear()
+            with contextlib.suppress(ControlError):  # told in the log by reload
+                await self.reload()
+
+    async def reload(self) -> list[str]:
+        """Read, check and apply the file; what changed. Raises ControlError, with everything as it was."""
+        async with self._reloading:
+            self._notifier.reloading()
+            result = "running"
+            try:
+                done = await self._reload()
+            except ControlError as error:
+                result = f"running with the old configuration: {error}"
+                self._log.error("not_reloaded", reason=str(error), faults=error.faults)
+                raise
+            else:
+                result = _standing(self._staff.addresses)
+                self._log.info("reloaded", changes=done)
+                return done
+            finally:
+                self._notifier.ready(result)
+
+    async def _reload(self) -> list[str]:
+        try:
+            # reading key files and checking them takes tens of milliseconds: not on the loop that carries mail
+            new = await asyncio.to_thread(load, self._config_path)
+        except ConfigError as error:
+            raise ControlError(
+                "the new configuration is faulty, nothing was changed",
+                [fault.written(self._config_path) for fault in error.faults],
+            ) from None
+        done = changes(self._config, new)
+        fixed = {name: getattr(self._config, name) for name in ("data_dir", "workers")}
+        waiting = [name for name, value in fixed.items() if getattr(new, name) != value]
+        new = new.model_copy(update=fixed)
+        try:
+            await self._staff.reload(new)
+        except (BindError, WorkerFailedError) as error:
+            raise ControlError(f"nothing was changed: {error}") from error
+        self._config = new
+        logs.setup(new.log, secrets=logs.secrets_of(new))
+        return [*done, *(f"{name}: takes effect at the next start" for name in waiting)]
+
+    async def _reload_verb(self, args: dict[str, Any]) -> list[str]:
+        return await self.reload()
+
+    async def _status_verb(self, args: dict[str, Any]) -> dict[str, Any]:
+        return await self._staff.status()
+
+
+def serve(config_path: Path, *, build: Build = App, staff: Callable[..., Staff] | None = None) -> int:
+    """Run the daemon in the foreground; the exit status. Raises ConfigError when the file is faulty."""
+    config_path = config_path.absolute()
+    config = load(config_path)
+    logs.setup(config.log, secrets=logs.secrets_of(config))
+    log = structlog.get_logger("relayd.daemon")
+    notifier = Notifier.from_environment()
+    _raise_file_limit()
+    try:
+        lock = DataDirLock(config.data_dir)
+        lock.acquire()
+    except (LockedError, OSError) as error:
+        log.error("cannot_start", reason=str(error))  # noqa: TRY400 - foreseen, told in full by its text
+        return FAILED
+    with contextlib.closing(lock):
+        try:
+            prepare(config)
+            if staff is not None:
+                hands = staff(config, config_path)
+            elif config.worker_count == 1:
+                hands = Alone(config, config_path, build)
+            else:
+                hands = Supervisor(config, config_path, inherit=(lock.fileno(),))
+        except (BindError, OSError) as error:
+            log.error("cannot_start", reason=str(error))  # noqa: TRY400 - as above
+            return FAILED
+
+        async def run() -> int:
+            return await Daemon(config, config_path, hands, notifier).run()
+
+        return uvloop.run(run())
+
+
+def _raise_file_limit() -> None:
+    """Shells give a process 1,024 files; the hard limit is what the administrator allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _standing(addresses: dict[str, list[str]]) -> str:
+    return "listening on " + ", ".join(address for each in addresses.values() for address in each)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
