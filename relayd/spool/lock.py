@@ -40,6 +40,12 @@ class DataLock:
         os.pwrite(handle, b"%d\n" % os.getpid(), 0)
         self._handle = handle
 
+    def fileno(self) -> int:
+        """The descriptor that holds the lock: while any process has it open, nobody else gets the lock."""
+        if self._handle is None:
+            raise ValueError("the lock is not held")
+        return self._handle
+
     def release(self) -> None:
         """Let go of it."""
         if self._handle is not None:

@@ -96,7 +96,9 @@ class WebServer:
         """Serve until `stop`. Without sockets there is nothing to serve. Raises OSError."""
         if not self._sockets:
             return
-        self._task = asyncio.create_task(self._server.serve(sockets=self._sockets), name="web server")
+        # uvicorn closes what it served on; the sockets themselves may go on after a reload, and are their owner's
+        own = [sock.dup() for sock in self._sockets]
+        self._task = asyncio.create_task(self._server.serve(sockets=own), name="web server")
         listening = asyncio.create_task(self._server.listening.wait(), name="web server listens")
         await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
         if not self._server.listening.is_set():
@@ -104,7 +106,7 @@ class WebServer:
             await self._task  # raises what went wrong
 
     async def stop(self) -> None:
-        """Close the sockets, let answers under way finish for a moment, end."""
+        """Stop accepting, let answers under way finish for a moment, end. The sockets are left to their owner."""
         if self._task is None:
             return
         self._server.should_exit = True

@@ -11,7 +11,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from relayd.config.load import ConfigError, load
 from relayd.config.models import Config
 from relayd.control import ControlError, ControlServer, supervisor_socket
 from relayd.sockets import BindError, Sockets, bind, rebind
-from relayd.spool.lock import DataDirLock, LockedError
+from relayd.spool.lock import AlreadyRunningError, DataLock
 from relayd.systemd import Notifier, feed_watchdog
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
 from relayd.workers.welcome import welcome
@@ -221,17 +220,16 @@ class Daemon:
                 "the new configuration is faulty, nothing was changed",
                 [fault.written(self._config_path) for fault in error.faults],
             ) from None
-        done = changes(self._config, new)
-        fixed = {name: getattr(self._config, name) for name in ("data_dir", "workers")}
-        waiting = [name for name, value in fixed.items() if getattr(new, name) != value]
-        new = new.model_copy(update=fixed)
+        done = [str(change) for change in changes(self._config, new)]
+        # these hold for the life of the daemon; `done` says that they need a restart
+        new = new.model_copy(update={name: getattr(self._config, name) for name in ("data_dir", "workers")})
         try:
             await self._staff.reload(new)
         except (BindError, WorkerFailedError) as error:
             raise ControlError(f"nothing was changed: {error}") from error
         self._config = new
         logs.setup(new.log, secrets=logs.secrets_of(new))
-        return [*done, *(f"{name}: takes effect at the next start" for name in waiting)]
+        return done
 
     async def _reload_verb(self, args: dict[str, Any]) -> list[str]:
         return await self.reload()
@@ -240,37 +238,32 @@ class Daemon:
         return await self._staff.status()
 
 
-def serve(config_path: Path, *, build: Build = App, staff: Callable[..., Staff] | None = None) -> int:
+def serve(config_path: Path) -> int:
     """Run the daemon in the foreground; the exit status. Raises ConfigError when the file is faulty."""
     config_path = config_path.absolute()
     config = load(config_path)
     logs.setup(config.log, secrets=logs.secrets_of(config))
-    log = structlog.get_logger("relayd.daemon")
     notifier = Notifier.from_environment()
     _raise_file_limit()
     try:
-        lock = DataDirLock(config.data_dir)
-        lock.acquire()
-    except (LockedError, OSError) as error:
-        log.error("cannot_start", reason=str(error))  # noqa: TRY400 - foreseen, told in full by its text
-        return FAILED
-    with contextlib.closing(lock):
-        try:
+        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with DataLock(config.data_dir / "lock") as lock:
             prepare(config)
-            if staff is not None:
-                hands = staff(config, config_path)
-            elif config.worker_count == 1:
-                hands = Alone(config, config_path, build)
-            else:
-                hands = Supervisor(config, config_path, inherit=(lock.fileno(),))
-        except (BindError, OSError) as error:
-            log.error("cannot_start", reason=str(error))  # noqa: TRY400 - as above
-            return FAILED
+            staff = _staff(config, config_path, lock)
 
-        async def run() -> int:
-            return await Daemon(config, config_path, hands, notifier).run()
+            async def run() -> int:
+                return await Daemon(config, config_path, staff, notifier).run()
 
-        return uvloop.run(run())
+            return uvloop.run(run())
+    except (AlreadyRunningError, BindError, WorkerFailedError, OSError) as error:
+        structlog.get_logger("relayd.daemon").error("cannot_start", reason=str(error))
+        return FAILED
+
+
+def _staff(config: Config, config_path: Path, lock: DataLock) -> Staff:
+    if config.worker_count == 1:
+        return Alone(config, config_path, App)
+    return Supervisor(config, config_path, inherit=(lock.fileno(),))
 
 
 def _raise_file_limit() -> None:
