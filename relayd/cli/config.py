@@ -1,0 +1,184 @@
+"""relayd config check, show, schema, diff, hash-password. What is right is decided in relayd/config."""
+
+# ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from relayd.cli.common import (
+    FAULT,
+    CommandError,
+    ConfigOption,
+    JSONOption,
+    config_path,
+    environment,
+    read_config,
+)
+from relayd.cli.out import Column, print_json, print_table, say, warn
+from relayd.cli.place import data_dir_of
+
+app = typer.Typer(help="Check, show and compare configurations.", no_args_is_help=True, rich_markup_mode=None)
+
+FileArgument = Annotated[
+    Path | None,
+    typer.Argument(help="The file; by default the configuration that relayd would use.", show_default=False),
+]
+
+_EXAMPLES = 3
+
+
+@app.command()
+def check(
+    context: typer.Context, file: FileArgument = None, config: ConfigOption = None, as_json: JSONOption = False
+) -> None:
+    """Find every fault of a configuration at once: line, key, what is wrong, what would be right.
+
+    Exit code 0 when relayd can use the file (warnings do not keep it from that), else 2.
+    """
+    from relayd.config.load import examine
+
+    path = config_path(context, file or config)
+    examined = examine(path, environment())
+    if as_json:
+        keys = ("line", "column", "key", "problem", "remedy", "severity")
+        faults = [{key: getattr(fault, key) for key in keys} for fault in examined.faults]
+        print_json({"file": str(path), "ok": examined.config is not None, "faults": faults})
+    else:
+        for fault in examined.faults:
+            say(fault.written(path))
+        say(f"{path}: {_verdict(len(examined.faults), len(examined.warnings))}")
+    if examined.config is None:
+        raise typer.Exit(FAULT)
+
+
+def _verdict(faults: int, warnings: int) -> str:
+    errors = faults - warnings
+    words = [
+        f"{count} {word}{'s' * (count != 1)}" for count, word in ((errors, "error"), (warnings, "warning")) if count
+    ]
+    return ", ".join(words) + ("" if errors else ": relayd can use it") if words else "no faults"
+
+
+@app.command()
+def show(
+    context: typer.Context, file: FileArgument = None, config: ConfigOption = None, as_json: JSONOption = False
+) -> None:
+    """Print the effective configuration, defaults filled in, secrets hidden."""
+    from relayd.config.show import render
+
+    text = render(read_config(context, file or config))
+    if as_json:
+        import yaml
+
+        print_json(yaml.safe_load(text))
+    else:
+        say(text.rstrip("\n"))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors that complete and check YAML."""
+    from relayd.config.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+@app.command("diff")
+def diff(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The changed configuration.", show_default=False)],
+    config: ConfigOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Say what a changed configuration would change, and which queued mails would take another route.
+
+    It is compared with what the running daemon uses; without a daemon with the configuration file (--config).
+    """
+    from relayd.config.load import load
+
+    new = load(file, environment())
+    current = config_path(context, config)
+    data_dir = data_dir_of(current)
+    changes, against = _changes(data_dir, current, file, new)
+    moves = _moves(data_dir, new)
+    if as_json:
+        print_json({"compared_with": against, "changes": changes, "routes": moves})
+        return
+    say(f"Compared with {against}:")
+    for change in changes or ["nothing changes"]:
+        say(f"  {change}")
+    say()
+    if not moves:
+        say("No queued mail would take another route.")
+        return
+    say("Queued mail that would take another route:")
+    print_table(
+        [Column("from"), Column("to"), Column("recipients", right=True), Column("such as")],
+        ([m["from"] or "(none)", m["to"] or "(none)", str(m["recipients"]), " ".join(m["examples"])] for m in moves),
+        empty="",
+    )
+
+
+def _changes(data_dir: Path, current: Path, file: Path, new: Any) -> tuple[list[str], str]:
+    from relayd.config.diff import changes
+    from relayd.config.load import load
+    from relayd.control import ControlError, NotRunningError, call
+
+    try:
+        [answer] = call(data_dir, "config.diff", {"file": str(file.resolve())}, slots="lead", timeout=60.0)
+        return [str(change) for change in answer], "the running daemon"
+    except NotRunningError:
+        pass
+    except ControlError as error:
+        warn(f"the running daemon could not compare: {error}")
+    return [*changes(load(current, environment()), new)], str(current)
+
+
+def _moves(data_dir: Path, new: Any) -> list[dict[str, Any]]:
+    """Where the routes of `new` would send what waits now, by pairs of upstreams."""
+    from relayd.cli.place import reader_of
+    from relayd.core.ids import format_id
+    from relayd.delivery.routing import RouteTable
+    from relayd.spool.filter import QueueFilter
+
+    routes = RouteTable(new.routes)
+    counts: dict[tuple[str, str], int] = {}
+    examples: dict[tuple[str, str], list[str]] = {}
+    with reader_of(data_dir) as reader:
+        for row in reader.find(QueueFilter()):
+            to = routes.upstream_for(row.message, row.waiting.recipient) or ""
+            if to == row.waiting.lane:
+                continue
+            pair = (row.waiting.lane, to)
+            counts[pair] = counts.get(pair, 0) + 1
+            few = examples.setdefault(pair, [])
+            name = format_id(row.message.id)
+            if len(few) < _EXAMPLES and name not in few:
+                few.append(name)
+    return [
+        {"from": old, "to": to, "recipients": count, "examples": examples[old, to]}
+        for (old, to), count in sorted(counts.items())
+    ]
+
+
+@app.command("hash-password")
+def hash_password() -> None:
+    """Turn a password into the argon2id hash that `credentials` takes.
+
+    Asks for it on a terminal; reads one line of standard input elsewhere: the password never is an argument.
+    """
+    from argon2 import PasswordHasher
+
+    if sys.stdin.isatty():
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt="Again", err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise CommandError("the password is empty", code=FAULT)
+    if "\0" in password:
+        raise CommandError("a password holds no NUL (RFC 4616 2)", code=FAULT)
+    say(PasswordHasher().hash(password))

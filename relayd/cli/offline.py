@@ -1,0 +1,73 @@
+"""An operator's act where no daemon runs: its spool opened under its lock, as its user, changed by its own code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from relayd.cli.common import CommandError
+from relayd.cli.place import without_secrets
+from relayd.core.lifecycle import Act
+from relayd.core.units import Millis
+from relayd.delivery.plan import policy_of
+from relayd.delivery.steering import IdleQueue, Steering
+from relayd.spool.filter import QueueFilter
+from relayd.spool.lock import AlreadyRunningError, DataLock
+from relayd.spool.sqlite import SqliteStore
+
+
+def steer(path: Path, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str) -> dict[str, Any]:
+    """Do the act to what the filter selects. Raises CommandError, StoreError, OSError."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    if not (data_dir / "spool").is_dir():
+        raise CommandError(f"there is no spool in {data_dir}")
+    become_owner(data_dir)
+    lock = DataLock(data_dir / "lock")
+    try:
+        lock.acquire()
+    except AlreadyRunningError as error:
+        raise CommandError(f"{error}, but no daemon answers on its control socket") from None
+    try:
+        return asyncio.run(_steer(path, data_dir, deed, wanted, by=by, reason=reason))
+    finally:
+        lock.release()
+
+
+def become_owner(data_dir: Path) -> None:
+    """As root, go on as the user whose data it is: files made by root would lock the daemon out."""
+    owner = data_dir.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
+        os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
+
+
+async def _steer(path: Path, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str) -> dict[str, Any]:
+    config = without_secrets(path)
+    # one slot out of one: the mail of all workers is ours
+    store = SqliteStore(data_dir / "spool", 0, 1, config.spool, _now)
+    await store.open()
+    try:
+        steering = Steering(store, IdleQueue(), policy_of(config), _now, _owed)
+        done = await steering.act(deed, wanted, by=by, reason=reason)
+    finally:
+        await store.close()
+    return {"recipients": done.recipients, "messages": done.messages, "busy": done.busy}
+
+
+def _now() -> Millis:
+    return time.time_ns() // 1_000_000
+
+
+def _owed() -> None:
+    """Reports that are owed now are made by the daemon when it starts."""

@@ -1,0 +1,65 @@
+"""Where a daemon's data is, found without the secrets of its configuration, and the spool in it opened for reading.
+
+An operator's shell has neither the environment nor the credentials of the service; looking at the queue needs neither.
+"""
+
+# ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relayd.cli.common import CommandError, environment
+
+if TYPE_CHECKING:
+    from relayd.config.models import Config
+    from relayd.spool.reader import SpoolReader
+
+
+def data_dir_of(path: Path) -> Path:
+    """The data_dir that a configuration names. Raises ConfigError with every fault of the file where it cannot tell."""
+    return without_secrets(path).data_dir
+
+
+def reader_of(data_dir: Path) -> SpoolReader:
+    """The spool of a data directory, to be read. Raises CommandError where there is none."""
+    from relayd.spool.reader import SpoolReader
+
+    spool = data_dir / "spool"
+    try:
+        spool.stat()
+    except FileNotFoundError:
+        raise CommandError(f"there is no spool in {data_dir}: relayd has not run there yet") from None
+    return SpoolReader(spool)
+
+
+def without_secrets(path: Path) -> Config:
+    """A Config of data_dir, retry, bounces and spool alone, whether or not the file's secrets are to be had here.
+
+    Raises ConfigError with every fault of the file where one of those is faulty.
+    """
+    from pydantic import BaseModel, ValidationError
+
+    from relayd.config.document import read_document
+    from relayd.config.load import load
+    from relayd.config.models import Bounces, Config, Retry, Spool
+    from relayd.config.types import FromFile
+
+    document = read_document(path, environment())
+    root = document.root.plain() if document.root is not None else None
+    sections: dict[str, type[BaseModel]] = {"retry": Retry, "bounces": Bounces, "spool": Spool}
+    wanted = {"data_dir", *sections}
+    if not isinstance(root, dict) or any(loc and loc[0] in wanted for loc in document.faulty):
+        return load(path, environment())  # which tells all that is wrong
+    data_dir = root.get("data_dir") or Config.model_fields["data_dir"].default
+    context = FromFile(path.absolute().parent)
+    try:
+        values: dict[str, Any] = {
+            name: section.model_validate(root.get(name) or {}, context=context) for name, section in sections.items()
+        }
+    except ValidationError:
+        return load(path, environment())
+    if not isinstance(data_dir, str | Path):
+        return load(path, environment())
+    values["data_dir"] = context.directory / data_dir
+    return Config.model_construct(None, **values)
