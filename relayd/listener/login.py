@@ -83,7 +83,12 @@ class Login(Transaction):
 
     async def _challenge(self, challenge: bytes) -> bytes:
         self.send(challenge)
-        answer = self.without_line_end(await self.line())
+        try:
+            answer = self.without_line_end(await self.line())
+        except Refused as refused:
+            if refused.reply is replies.LINE_TOO_LONG:
+                raise Refused(replies.AUTH_LINE_TOO_LONG, refused.refusal) from None
+            raise
         if answer == b"*":
             raise Refused(replies.AUTH_CANCELLED)
         return _decoded(answer)

@@ -43,12 +43,11 @@ class ListenerServer:
     tls_timeout = 30.0
     tls_shutdown_timeout = 5.0
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         listener: Listener,
         limits: Limits,
         door: Door,
-        *,
         tls_context: ssl.SSLContext | None,
         observer: ListenerObserver,
         clock: Callable[[], Millis],
@@ -90,14 +89,11 @@ class ListenerServer:
     ) -> None:
         """Take on new settings without dropping a connection.
 
-        Limits hold at once; open sessions are judged by the new listener from their next mail on; new handshakes show
-        the new certificate.
+        Limits hold at once, new handshakes show the new certificate; intake judges open sessions by the new listener
+        from their next mail on.
         """
         self.hostname = hostname or self.hostname
         self._settle(listener, limits, tls_context)
-        for connection in self.connections:
-            connection.client.listener = listener
-            connection.recheck = True
 
     def protocol(self) -> Connection:
         """A new connection's protocol, for loop.create_server."""

@@ -168,7 +168,7 @@ class Stream(SMTP):
         await waiter
 
     def next_line(self) -> bytes | None:
-        """The next line with its line end, or None when none is whole. Raises Refused for one that was too long, Goodbye."""
+        """The next line with its line end; None when none is whole. Raises Refused for one that was too long, Goodbye."""
         data, position = self._input, self._position
         end = data.find(b"\n", position)
         if end < 0:
@@ -179,7 +179,7 @@ class Stream(SMTP):
             self.discard_input()
         else:
             self._position = end + 1
-        if self._skipped:
+        if self._skipped or len(line) > LINE_MAX:
             self._skipped = 0
             raise Refused(replies.LINE_TOO_LONG, ListenerRefusal.COMMAND_LINE)
         return line

@@ -53,8 +53,6 @@ class Transaction(Stream):
         self._tried = False  # a RCPT was refused
         self._chunks: tuple[ChunkReader, Content] | None = None
         self._chunk_failed = False
-        self.recheck = False
-        """The configuration changed: ask intake again whether this client may be here."""
 
     # --- what the rest of the connection gives
 
@@ -101,8 +99,6 @@ class Transaction(Stream):
             raise Refused(replies.HELLO_FIRST)
         if self._envelope is not None:
             raise Refused(replies.MAIL_OPEN)
-        if self.recheck:
-            self._check_again()
         envelope, size = parse_mail(arg, esmtp=client.esmtp)
         refused = self.server.door.mail(client, envelope, size)
         if refused is not None:
@@ -110,12 +106,6 @@ class Transaction(Stream):
         self._envelope = envelope
         self.send(_SENDER_OK)
         return None
-
-    def _check_again(self) -> None:
-        self.recheck = False
-        refused = self.server.door.connect(self.client)
-        if refused is not None:
-            raise Goodbye(refused)
 
     def smtp_RCPT(self, arg: str) -> Reply | None:
         """RFC 5321 4.1.1.3. Only recipients that are accepted bring a mail forward."""
