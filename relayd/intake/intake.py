@@ -19,6 +19,7 @@ from relayd.core.units import Millis
 from relayd.intake import admission
 from relayd.intake.admission import Refused, SenderPatterns
 from relayd.intake.auth import BusyError, PasswordVerifier
+from relayd.intake.cidr import unmap
 from relayd.intake.disk import DiskWatch
 from relayd.intake.guesses import GuessLimiter
 from relayd.intake.memory import MemoryBudget
@@ -37,7 +38,7 @@ AUTH_BLOCKED = admission.GUESSING.reply
 NO_RECIPIENTS = Reply(503, "5.5.1", "No valid recipients")
 
 _QUIET: Millis = 10_000
-"""Between two log entries about a spool that keeps nothing: the metrics have the count."""
+"""Between two log entries of one kind: when the disk fails, every mail does, and the metrics have the count."""
 REPORT_LISTENER = "report"
 """Stands for a listener in the origin of our own reports."""
 
@@ -86,7 +87,7 @@ class Intake:
         self._observer = observer
         self._clock = clock
         self._log = structlog.get_logger("relayd.intake")
-        self._quiet_until: Millis = 0
+        self._logged: dict[str, Millis] = {}
         self._compile(config)
 
     def apply(self, config: Config) -> None:
@@ -111,6 +112,7 @@ class Intake:
     def connect(self, session: ClientSession) -> Reply | None:
         """See Door."""
         listener = session.listener
+        session.peer = unmap(session.peer)
         session.network = self._networks.lookup(session.peer, listener.networks)
         refused = admission.connect(
             admission.ConnectFacts(
@@ -212,9 +214,9 @@ class Intake:
             if error is None:
                 return Reply(250, "2.0.0", f"OK queued as {format_id(kept.message.id)}")
             return self._refuse(self._spool_trouble(error), listener)
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             # whatever it was: the client comes back later, and is not told what is wrong with us
-            self._log.exception("submission failed", listener=listener.name)
+            self._log_seldom("submission failed", error, exc_info=True)
             return self._refuse(admission.INTERNAL, listener)
 
     async def submit_report(
@@ -285,6 +287,9 @@ class Intake:
         self.memory.take(size)
         try:
             future = self._store.accept(kept.message, kept.waiting, kept.content)
+        except StoreError as error:
+            self.memory.release(size)
+            return error
         except BaseException:
             self.memory.release(size)
             raise
@@ -305,9 +310,9 @@ class Intake:
         try:
             for delivery in deliveries(kept):
                 self._on_kept(delivery)
-        except Exception:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001
             # it is on disk, so it is ours, and the client must hear so: delivery finds it there
-            self._log.exception("not handed on", message=format_id(kept.message.id))
+            self._log_seldom("not handed on", error, exc_info=True)
 
     def _spool_trouble(self, error: Exception) -> Refused:
         self._log_seldom("message not kept", error)
@@ -315,11 +320,12 @@ class Intake:
             return admission.SPOOL_FULL
         return admission.SPOOL_FAILED if isinstance(error, StoreError) else admission.INTERNAL
 
-    def _log_seldom(self, event: str, error: Exception) -> None:
+    def _log_seldom(self, event: str, error: Exception, *, exc_info: bool = False) -> None:
         now = self._clock()
-        if now >= self._quiet_until or now < self._quiet_until - _QUIET:
-            self._quiet_until = now + _QUIET
-            self._log.error(event, error=f"{type(error).__name__}: {error}")
+        last = self._logged.get(event)
+        if last is None or not 0 <= now - last < _QUIET:
+            self._logged[event] = now
+            self._log.error(event, error=f"{type(error).__name__}: {error}", exc_info=exc_info)
 
 
 def _no_route(recipient: Recipient) -> Refused:

@@ -94,7 +94,7 @@ class Preparer:
         if not facts.has_message_id:
             front += headers.message_id_header(id_text, self._hostname)
             message_id = f"<{id_text}@{self._hostname}>"
-        kept = headers.assemble(content, prepend=front, drop=self._drop, block=facts.block)
+        kept = headers.assemble(content, prepend=front, drop=self._drop)
         message = Message(
             number,
             now,

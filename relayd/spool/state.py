@@ -5,6 +5,7 @@ Speaks in verbs, like the spool; what the facts mean is decided by those who ask
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import aiosqlite
 import orjson
 
 from relayd.core.units import Millis
+from relayd.spool.connection import Connection
 
 T = TypeVar("T")
 
@@ -94,19 +95,6 @@ class Guess:
     at: Millis
 
 
-class _Connection(aiosqlite.Connection):
-    """aiosqlite with one verb more: a whole transaction in one hop to its thread."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(lambda: _connect(path), iter_chunk_size=64)
-        # a start that fails half-way must not leave a thread that keeps the process from ending
-        self._thread.daemon = True
-
-    async def transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
-        """Run `work` in a write transaction; `durable` False leaves the fsync for later, for facts a crash may eat."""
-        return await self._execute(_transact, self._conn, work, durable)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def _transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], durable: bool) -> T:
     db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
     db.execute("BEGIN IMMEDIATE")
@@ -165,14 +153,20 @@ class StateDB:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
 
     async def open(self) -> None:
         """Open, and make what is missing. Raises StateError: unreadable, damaged, or of a newer schema."""
-        connection = _Connection(self._path)
+        connection = Connection(lambda: _connect(self._path), iter_chunk_size=64)
+        # a start that fails elsewhere must not leave a thread that keeps the process from ending
+        connection._thread.daemon = True
         try:
             await connection
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, StateError) as error:
+            # aiosqlite tells its thread to end and doesn't wait: it would speak to a loop that may be closed by then
+            await asyncio.to_thread(connection._thread.join)
+            if isinstance(error, StateError):
+                raise
             raise StateError(f"cannot open {self._path}: {error}") from error
         self._connection = connection
 
@@ -183,11 +177,12 @@ class StateDB:
             await connection.close()
 
     async def _transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """One write transaction; `durable` False leaves the fsync for later, for facts that a crash may eat."""
         connection = self._connection
         if connection is None:
             raise StateError("state.db is closed")
         try:
-            return await connection.transact(work, durable=durable)
+            return await connection.run(_transact, work, durable)
         except (sqlite3.Error, ValueError) as error:
             # ValueError: aiosqlite's word for a connection that was closed meanwhile
             raise StateError(f"state.db: {error}") from error

@@ -1,0 +1,3 @@
+"""Tests of relayd/intake and of state.db."""
+
+from __future__ import annotations
