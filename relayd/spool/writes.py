@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relayd.core.event import Event
-from relayd.core.ids import MessageId
+from relayd.core.ids import MessageId, format_id
 from relayd.core.units import Millis
 from relayd.spool import codec
 from relayd.spool.store import NoSuchMessageError, StoreError
@@ -233,6 +233,7 @@ def _one_by_one(db: sqlite3.Connection, batch: Batch) -> list[Result]:
 
 def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
     if isinstance(item, Noticed):
+        _must_exist(db, item.message)
         db.executemany(
             "UPDATE recipient SET notice = NULL WHERE message = ? AND n = ?", [(item.message, n) for n in item.ns]
         )
@@ -246,8 +247,7 @@ def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
         _RECIPIENTS.run(db, item.recipients)
         _EVENTS.run(db, item.event_rows)
         return Result(item.events)
-    if db.execute("SELECT 1 FROM message WHERE id = ?", (item.message,)).fetchone() is None:
-        raise NoSuchMessageError(f"no message {item.message}")
+    _must_exist(db, item.message)
     written = []
     for place, event in enumerate(item.events):
         row = item.updates[place * UPDATE_WIDTH : (place + 1) * UPDATE_WIDTH]
@@ -255,12 +255,17 @@ def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
             _EVENTS.run(db, item.event_rows[place * 5 : (place + 1) * 5])
             written.append(event)
         elif db.execute("SELECT 1 FROM recipient WHERE message = ? AND n = ?", row[:2]).fetchone() is None:
-            raise StoreError(f"message {item.message} has no recipient {row[1]}")
+            raise StoreError(f"message {format_id(item.message)} has no recipient {row[1]}")
     if item.attempt is not None:
         _ATTEMPTS.run(db, item.attempt)
     if batch.drop_bodies and item.final:
         _drop_bodies(db, [item.message])
     return Result(written)
+
+
+def _must_exist(db: sqlite3.Connection, message: MessageId) -> None:
+    if db.execute("SELECT 1 FROM message WHERE id = ?", (message,)).fetchone() is None:
+        raise NoSuchMessageError(f"no message {format_id(message)}")
 
 
 def _write_parts(db: sqlite3.Connection, batch: Batch) -> None:

@@ -12,9 +12,10 @@ from relayd.core.lifecycle import Stage, State
 from relayd.core.mail import Envelope, Message, Origin, Recipient
 from relayd.core.units import Millis
 from relayd.spool.store import Attempt, Change, Notice, Settlement, Waiting
+from tests.support.clock import START
 
-NOW: Millis = 1_795_000_000_000
-"""A moment in November 2026."""
+NOW: Millis = START
+"""Where tests' clocks begin."""
 
 CONTENT = (
     b"From: Shop <shop@example.com>\r\nTo: someone@example.org\r\nSubject: Your order\r\n"
@@ -22,20 +23,6 @@ CONTENT = (
 )
 
 _MINT = IdMint(0)
-
-
-class Clock:
-    """A clock that tests turn by hand. Call it for milliseconds since the epoch."""
-
-    def __init__(self, now: Millis = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> Millis:
-        return self.now
-
-    def tick(self, millis: Millis = 1) -> Millis:
-        self.now += millis
-        return self.now
 
 
 def make_message(
