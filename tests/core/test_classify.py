@@ -1,0 +1,231 @@
+"""The tables that judge replies: an example for every row, and what each reply means at each stage."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relayd.core.classes import ROWS, ReplyClass
+from relayd.core.classify import classify, dropped, find, outcome_of, timeout
+from relayd.core.lifecycle import OutcomeKind, Stage
+from relayd.core.reply import Reply, parse_reply
+
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "taken": ("dot", "250 2.0.0 Ok: queued as 4F2"),
+    "tls-wanted": ("mail", "530 5.7.0 Must issue a STARTTLS command first"),
+    "tls-stage": ("tls", "454 4.7.0 not now"),
+    "login-code": ("auth", "535 5.7.8 Error: authentication failed"),
+    "login-status": ("mail", "550 5.7.8 Bad credentials"),
+    "login-stage": ("auth", "504 no such mechanism"),
+    "virus": ("dot", "554 5.7.1 Message contains a virus (Eicar-Test-Signature)"),
+    "greylist": ("rcpt", "450 4.2.0 <a@b.example>: Recipient address rejected: Greylisted, see http://x.example/"),
+    "connections": ("connect", "421 4.7.0 Too many concurrent SMTP connections; please try again later."),
+    "sending-quota": ("dot", "550 5.4.5 Daily user sending quota exceeded. r1-20020 - gsmtp"),
+    "rate": ("rcpt", "450 4.2.1 The user you are trying to contact is receiving mail at a rate that prevents more"),
+    "rate-status": ("rcpt", "452 4.5.3 Error"),
+    "reverse-dns": ("connect", "550 We cannot accept mail from a host without a PTR record"),
+    "reverse-dns-status": ("dot", "550 5.7.25 The sending IP does not have what it takes"),
+    "message-authentication": ("dot", "550 5.7.1 Message rejected: DMARC of example.com says p=reject"),
+    "message-authentication-status": ("dot", "550 5.7.26 This message is not authenticated"),
+    "listed": ("rcpt", "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.spamhaus.org"),
+    "listed-status": ("rcpt", "550 5.7.606 Access denied"),
+    "recipient-filter": ("rcpt", "550 5.2.0 You have been blocked by the recipient"),
+    "sender-domain": ("rcpt", "450 4.1.8 <a@no.example>: Sender address rejected: Domain not found"),
+    "sender-status": ("mail", "501 5.1.7 Bad address"),
+    "relaying": ("rcpt", "554 5.7.1 <a@b.example>: Relay access denied"),
+    "exchange-not-found": ("rcpt", "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found by SMTP lookup"),
+    "null-mx": ("rcpt", "556 5.1.10 Domain does not accept mail (nullMX)"),
+    "null-mx-status": ("rcpt", "556 5.1.10 Rejected"),
+    "spam": ("dot", "550 5.7.1 Our system has detected that this message is likely unsolicited mail."),
+    "mailbox-full": ("rcpt", "452 4.2.2 The email account that you tried to reach is over quota."),
+    "mailbox-full-status": ("rcpt", "552 5.2.2 Sorry"),
+    "too-big": ("mail", "552 5.3.4 Message size exceeds fixed maximum message size"),
+    "too-big-status": ("mail", "552 5.3.4 No"),
+    "disabled": ("rcpt", "550 5.2.1 The email account that you tried to reach is disabled."),
+    "moved": ("rcpt", "551 User has moved to <b@c.example>"),
+    "moved-status": ("rcpt", "551 5.1.6 Gone"),
+    "disabled-status": ("rcpt", "550 5.2.1 No"),
+    "user": ("rcpt", "550 <x@docomo.example>... User unknown"),
+    "user-status": ("rcpt", "550 5.1.1 No"),
+    "host": ("rcpt", "550 5.1.2 Host or domain name not found. Name service error for name=no.example"),
+    "host-status": ("rcpt", "550 5.1.2 Unreachable"),
+    "syntax": ("rcpt", "501 5.1.3 Bad recipient address syntax"),
+    "syntax-status": ("rcpt", "553 5.6.7 Cannot"),
+    "expired": ("local", "554 5.4.7 The message expired in the queue"),
+    "expired-status": ("local", "554 5.4.7 Over"),
+    "tls": ("mail", "550 5.7.0 certificate verification failed"),
+    "tls-status": ("mail", "550 5.7.10 Encryption needed"),
+    "network": ("rcpt", "451 4.4.2 Connection timed out"),
+    "network-status": ("rcpt", "451 4.4.1 No answer from the next hop"),
+    "system-full": ("mail", "452 4.3.1 Insufficient system storage"),
+    "system-full-status": ("mail", "431 4.3.1 Sorry"),
+    "mailer": ("dot", "554 5.3.0 unknown mailer error 1"),
+    "mailer-status": ("dot", "554 5.3.0 No"),
+    "hold": ("dot", "451 The message is on hold"),
+    "content": ("dot", "554 5.6.0 This attachment type is refused"),
+    "content-status": ("dot", "554 5.6.0 No"),
+    "policy": ("dot", "554 5.7.1 [HM08] Message rejected due to local policy."),
+    "policy-status": ("dot", "554 5.7.0 No"),
+    "protocol": ("mail", "500 5.5.2 Error: command not recognized"),
+    "protocol-status": ("mail", "501 5.5.4 No"),
+    "system": ("connect", "421 4.3.2 Service shutting down"),
+    "system-status": ("mail", "451 4.3.5 No"),
+    "status-1": ("rcpt", "550 5.1.0 No"),
+    "code-moved": ("rcpt", "551 No"),
+    "code-size": ("dot", "552 No"),
+    "code-mailbox-full": ("rcpt", "552 No"),
+    "code-system-full": ("mail", "452 No"),
+    "code-protocol": ("mail", "503 No"),
+    "code-temporary": ("rcpt", "450 No"),
+    "code-user": ("rcpt", "550 No"),
+    "code-syntax": ("rcpt", "553 No"),
+    "code-content": ("dot", "554 No"),
+    "code-policy": ("connect", "554 No"),
+}
+
+
+def _reply(text: str) -> Reply:
+    return parse_reply(int(text[:3]), text[4:])
+
+
+def test_every_row_has_an_example() -> None:
+    assert [row.name for row in ROWS] == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.name))
+def test_row(row: object) -> None:
+    name = row.name  # type: ignore[attr-defined]
+    stage, text = EXAMPLES[name]
+    reply = _reply(text)
+    found = find(reply.code, reply.enhanced, reply.text, Stage(stage))
+    assert found is not None
+    assert found.name == name
+
+
+WORDS_OF_PROVIDERS = [
+    ("550 5.1.1 The email account that you tried to reach does not exist. Please try double-checking", "user-unknown"),
+    ("550 5.2.1 The email account that you tried to reach is inactive.", "mailbox-disabled"),
+    ("552 5.2.2 The email account that you tried to reach is over quota. Please direct the recipient", "mailbox-full"),
+    ("421 4.7.28 Our system has detected an unusual rate of unsolicited mail", "rate-limited"),
+    ("550 5.7.26 Unauthenticated email from example.com fails the domain's DMARC policy", "authentication-failed"),
+    ("554 delivery error: dd This user doesn't have a yahoo.example account (a@yahoo.example) [0]", "user-unknown"),
+    ("554 5.7.9 Message not accepted for policy reasons. See https://postmaster.yahooinc.com/error-codes", "policy"),
+    ("421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to user complaints", "reputation-blocked"),
+    ("550 5.5.0 Requested action not taken: mailbox unavailable (S2017062302).", "user-unknown"),
+    ("550 5.7.1 Part of the network of [192.0.2.1] is on our block list", "reputation-blocked"),
+    ("550 5.4.1 Recipient address rejected: Access denied. [AM0EUR02FT041.eop-EUR02]", "user-unknown"),
+    ("550 Unknown user <x@docomo.example>", "user-unknown"),
+    ("550 <x@ezweb.example>: User unknown", "user-unknown"),
+    ("550 Invalid recipient: <x@softbank.example>", "user-unknown"),
+    ("554 5.7.1 [CS01] Message rejected due to local policy.", "policy"),
+    ("550 Mailbox not found. http://service.mail.qq.example/", "user-unknown"),
+    ("550 Message was not accepted -- invalid mailbox. Local mailbox a@mail.example", "user-unknown"),
+    ("550 spam message rejected. Please visit http://help.mail.example/", "spam-detected"),
+    ("550 Rejected by header based Anti-Spoofing policy: a@example.com", "authentication-failed"),
+    ("554 Your access has been rejected due to the sending MTA's poor reputation.", "reputation-blocked"),
+    ("550 sorry, no mailbox here by that name. (#5.1.1)", "user-unknown"),
+    ("554 5.4.6 Too many hops", "network-error"),
+    ("550 5.2.3 RESOLVER.RST.RecipSizeLimit; message too large for this recipient", "message-too-big"),
+    ("451 4.7.1 Greylisting in action, please come back later", "greylisted"),
+    ("554 Message rejected: Email address is not verified. The following identities failed", "sender-rejected"),
+    ("454 Throttling failure: Maximum sending rate exceeded.", "rate-limited"),
+    ("551 not our customer", "user-moved"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), WORDS_OF_PROVIDERS)
+def test_words_of_providers(text: str, expected: str) -> None:
+    reply = _reply(text)
+    assert classify(reply.code, reply.enhanced, reply.text, Stage.RCPT) == expected
+
+
+OPENING = (Stage.CONNECT, Stage.TLS, Stage.EHLO, Stage.AUTH)
+TRANSACTION = (Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.DOT)
+LATER = (Stage.RCPT, Stage.DATA, Stage.DOT)
+
+MEANINGS: list[tuple[tuple[Stage, ...], str, OutcomeKind]] = [
+    ((Stage.DOT,), "250 2.0.0 Ok", OutcomeKind.DELIVERED),
+    ((Stage.DOT,), "251 Will forward", OutcomeKind.DELIVERED),
+    ((Stage.DOT,), "354 Go ahead", OutcomeKind.UNCERTAIN),
+    ((Stage.MAIL, Stage.RCPT, Stage.DATA), "220 Ready", OutcomeKind.DEFERRED),
+    (OPENING, "421 4.3.2 Service shutting down", OutcomeKind.TROUBLE),
+    (OPENING, "450 busy", OutcomeKind.TROUBLE),
+    (OPENING, "554 5.7.1 No", OutcomeKind.TROUBLE),
+    (OPENING, "550 No", OutcomeKind.TROUBLE),
+    (OPENING + TRANSACTION, "530 5.7.0 Authentication required", OutcomeKind.TROUBLE),
+    (OPENING + TRANSACTION, "534 5.7.9 Mechanism too weak", OutcomeKind.TROUBLE),
+    (OPENING + TRANSACTION, "535 5.7.8 Bad credentials", OutcomeKind.TROUBLE),
+    (OPENING + TRANSACTION, "454 4.7.0 Temporary authentication failure", OutcomeKind.TROUBLE),
+    (OPENING + TRANSACTION, "550 5.4.5 Daily user sending quota exceeded", OutcomeKind.TROUBLE),
+    (TRANSACTION, "454 4.7.1 <a@b>: Relay access denied", OutcomeKind.DEFERRED),
+    (TRANSACTION, "421 4.7.0 Try again later", OutcomeKind.DEFERRED),
+    (TRANSACTION, "450 4.2.0 busy", OutcomeKind.DEFERRED),
+    (TRANSACTION, "452 4.5.3 Too many recipients", OutcomeKind.DEFERRED),
+    (TRANSACTION, "451 4.3.0 No", OutcomeKind.DEFERRED),
+    ((Stage.MAIL,), "550 5.7.1 Not allowed", OutcomeKind.TROUBLE),
+    ((Stage.MAIL,), "553 5.7.1 Sender address rejected: not owned by user u", OutcomeKind.TROUBLE),
+    ((Stage.MAIL,), "550 relaying denied", OutcomeKind.TROUBLE),
+    ((Stage.MAIL,), "550 Sender not authorized", OutcomeKind.TROUBLE),
+    ((Stage.MAIL,), "503 5.5.1 Send EHLO first", OutcomeKind.TROUBLE),
+    ((Stage.MAIL,), "502 what?", OutcomeKind.TROUBLE),
+    ((Stage.MAIL,), "552 5.3.4 Message too big", OutcomeKind.REJECTED),
+    ((Stage.MAIL,), "501 5.1.7 Bad sender address syntax", OutcomeKind.REJECTED),
+    ((Stage.MAIL,), "550 5.1.8 Domain of sender address does not exist", OutcomeKind.REJECTED),
+    (LATER, "550 5.1.1 User unknown", OutcomeKind.REJECTED),
+    (LATER, "554 5.7.1 Message rejected", OutcomeKind.REJECTED),
+    (LATER, "552 5.2.2 Mailbox full", OutcomeKind.REJECTED),
+    (LATER, "552 5.3.4 Too big", OutcomeKind.REJECTED),
+    (LATER, "554 No", OutcomeKind.REJECTED),
+    ((Stage.RCPT,), "552 Too many recipients", OutcomeKind.DEFERRED),
+    ((Stage.RCPT,), "552 5.5.3 Too many recipients", OutcomeKind.DEFERRED),
+    ((Stage.RCPT,), "552 Mailbox full", OutcomeKind.REJECTED),
+    ((Stage.DOT,), "552 Too much", OutcomeKind.REJECTED),
+    ((Stage.RCPT,), "554 5.7.1 <a@b>: Relay access denied", OutcomeKind.DEFERRED),
+    ((Stage.RCPT,), "553 5.7.1 <s@a>: Sender address rejected: not owned by user u", OutcomeKind.DEFERRED),
+    ((Stage.DOT,), "554 5.7.1 Relay access denied", OutcomeKind.REJECTED),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "kind"), [(stage, text, kind) for stages, text, kind in MEANINGS for stage in stages]
+)
+def test_meaning(stage: Stage, text: str, kind: OutcomeKind) -> None:
+    reply = _reply(text)
+    outcome = outcome_of(stage, reply)
+    assert (outcome.kind, outcome.stage, outcome.reply) == (kind, stage, reply)
+    assert outcome.cls in set(ReplyClass)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_silence_and_drops(stage: Stage) -> None:
+    if stage is Stage.DOT:
+        kind = OutcomeKind.UNCERTAIN
+    else:
+        kind = OutcomeKind.TROUBLE if stage in OPENING else OutcomeKind.DEFERRED
+    for outcome in (timeout(stage), dropped(stage)):
+        assert (outcome.kind, outcome.stage) == (kind, stage)
+        assert (outcome.reply.code, outcome.reply.enhanced) == (451, "4.4.2")
+        assert outcome.cls == "network-error"
+        assert classify(451, "4.4.2", outcome.reply.text, stage) == (
+            "tls-failed" if stage is Stage.TLS else "network-error"
+        )
+
+
+@given(st.integers(200, 599), st.text(max_size=200), st.sampled_from(Stage))
+def test_any_reply_has_a_meaning(code: int, text: str, stage: Stage) -> None:
+    outcome = outcome_of(stage, parse_reply(code, text))
+    assert outcome.cls in set(ReplyClass)
+    if stage in OPENING:
+        assert outcome.kind is OutcomeKind.TROUBLE
+    if stage is not Stage.DOT:
+        assert outcome.kind not in (OutcomeKind.DELIVERED, OutcomeKind.UNCERTAIN)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    ["user ", "mailbox exceed ", "temporary ", "unknown ", "a", "not ", "sender ", "message size exceeds ", "x full"],
+)
+def test_hostile_replies_take_no_time(seed: str) -> None:
+    # milliseconds are usual; a regex that backtracks without bound would run into the suite's time limit
+    assert classify(550, "5.9.9", (seed * 2000)[:2000], Stage.RCPT) in set(ReplyClass)
