@@ -18,6 +18,7 @@ EPOCH: Millis = 1_704_067_200_000
 
 MAX_SLOT = 1023
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u to misread
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _VALUE = {letter: value for value, letter in enumerate(_ALPHABET)}
 _TEXT = re.compile(r"[0-9a-hjkmnp-tv-z]{13}")
 
@@ -60,7 +61,12 @@ def slot_of(message: MessageId) -> int:
 
 def format_id(message: MessageId) -> str:
     """The 13 letters that logs, commands and Received headers show."""
-    return "".join(_ALPHABET[(message >> shift) & 31] for shift in range(60, -1, -5))
+    # by pairs of letters: this is done for each mail, several times
+    return (
+        f"{_ALPHABET[message >> 60 & 31]}{_PAIRS[message >> 50 & 1023]}{_PAIRS[message >> 40 & 1023]}"
+        f"{_PAIRS[message >> 30 & 1023]}{_PAIRS[message >> 20 & 1023]}{_PAIRS[message >> 10 & 1023]}"
+        f"{_PAIRS[message & 1023]}"
+    )
 
 
 def parse_id(text: str) -> MessageId:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from relayd.config.models import Config, Credential, Listener
-from relayd.core.ids import MessageId, format_id
+from relayd.core.ids import MessageId
 from relayd.core.mail import Body, Envelope, Message, Origin, Recipient
 from relayd.core.reply import Reply
 from relayd.core.units import Millis
@@ -212,7 +212,7 @@ class Intake:
                 return self._refuse(_no_route(unrouted.recipient), listener)
             error = await self._keep(kept)
             if error is None:
-                return Reply(250, "2.0.0", f"OK queued as {format_id(kept.message.id)}")
+                return Reply(250, "2.0.0", f"OK queued as {kept.id_text}")
             return self._refuse(self._spool_trouble(error), listener)
         except Exception as error:  # noqa: BLE001
             # whatever it was: the client comes back later, and is not told what is wrong with us

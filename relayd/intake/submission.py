@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from relayd.config.models import Config
 from relayd.core import headers
 from relayd.core.headers import HeaderFacts
 from relayd.core.ids import MessageId, format_id
+from relayd.core.lifecycle import State
 from relayd.core.mail import Envelope, Message, Origin, Recipient
 from relayd.core.units import Millis
-from relayd.intake.admission import is_postmaster
+from relayd.intake.cidr import Peer
 from relayd.intake.session import ClientSession
 from relayd.spool.store import Delivery, Waiting
 
@@ -24,6 +26,7 @@ class Kept:
     """What is written to the spool."""
 
     message: Message
+    id_text: str
     waiting: tuple[Waiting, ...]
     """Recipients that no route fits have lane ""."""
     content: bytes
@@ -40,12 +43,18 @@ def protocol_word(session: ClientSession, *, smtputf8: bool) -> str:
     )
 
 
+@lru_cache(maxsize=1024)
+def _text_of(peer: Peer) -> str:
+    # writing an address out costs more than all else in an origin, and clients come again
+    return str(peer)
+
+
 def origin_of(session: ClientSession, envelope: Envelope) -> Origin:
     """Where a message of this session comes from."""
     helo, credential = session.helo, session.credential
     return Origin(
         session.listener.name,
-        str(session.peer),
+        _text_of(session.peer),
         helo if helo.isprintable() else "",
         None if credential is None else credential.username,
         session.network,
@@ -107,22 +116,23 @@ class Preparer:
             facts.campaign,
             labels=dict(facts.labels) if facts.labels else {},
         )
-        return Kept(message, tuple(self._waiting(message, recipients, now)), kept)
+        return Kept(message, id_text, tuple(self._waiting(message, recipients, now)), kept)
 
     def _waiting(self, message: Message, recipients: Sequence[Recipient], now: Millis) -> list[Waiting]:
         lane_of, waiting = self._lane_of, []
         for n, given in enumerate(recipients):
             recipient = given
-            if is_postmaster(given.address):
+            if "@" not in given.address:  # postmaster, the one such that admission lets through
                 recipient = replace(given, address=f"{given.address}@{self._hostname}")
-            waiting.append(Waiting(n, recipient, lane_of(message, recipient) or "", due=now))
+            lane = lane_of(message, recipient) or ""
+            waiting.append(Waiting(n, recipient, lane, State.QUEUED, 0, now))
         return waiting
 
 
 def deliveries(kept: Kept) -> list[Delivery]:
     """One delivery for each lane. What has no lane waits on disk only."""
     first = kept.waiting[0].lane
-    if all(waiting.lane == first for waiting in kept.waiting):
+    if len(kept.waiting) == 1 or all(waiting.lane == first for waiting in kept.waiting):
         return [Delivery(kept.message, kept.waiting, kept.content)] if first else []
     lanes: dict[str, list[Waiting]] = {}
     for waiting in kept.waiting:
