@@ -84,13 +84,14 @@ class Metrics:
             EventKind.RELEASED: row("relayd_released_total", "Recipients released from hold."),
             EventKind.DELAYED: row("relayd_delayed_total", "Recipients whose sender was told of a delay."),
             EventKind.RETRIED: row("relayd_retried_total", "Recipients an operator retried at once."),
+            EventKind.MOVED: row("relayd_moved_total", "Recipients that took another upstream.", "upstream"),
             EventKind.DELETED: row("relayd_deleted_total", "Recipients an operator deleted."),
         }
 
     def _listener_metrics(self, refused: Tally) -> ListenerMetrics:
         return ListenerMetrics(
             refused,
-            self._tally("relayd_connections_total", "Client connections taken.", "listener"),
+            self._tally("relayd_connections_opened_total", "Client connections taken.", "listener"),
             self._tally("relayd_tls_connections_total", "TLS handshakes with clients.", "listener", "version"),
             self._tally("relayd_long_lines_total", "Lines over limits.line_length, relayed as they came.", "listener"),
             self._gauge("relayd_connections", "Open client connections.", "listener"),
@@ -212,11 +213,11 @@ class IntakeMetrics:
 
     def refused(self, reason: str, listener: str) -> None:
         """A connection, command or message was refused by admission or at the spool."""
-        self._refused.add(listener, reason.replace("-", "_"))
+        self._refused.add(listener, reason)
 
     def auth_failed(self, reason: str, listener: str) -> None:
         """A login failed."""
-        self._auth.add(listener, reason.replace("-", "_"))
+        self._auth.add(listener, reason)
 
     def auth_succeeded(self, listener: str) -> None:
         """A login succeeded."""

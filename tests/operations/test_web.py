@@ -1,0 +1,137 @@
+"""Health and metrics over HTTP, and what a rude client gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from relayd.web import server as web
+from relayd.web.server import Health, WebServer
+
+
+class State:
+    """What the pages show; tests change it."""
+
+    def __init__(self) -> None:
+        self.health = Health()
+        self.fault: OSError | None = None
+        self.port = 0
+
+    async def metrics(self) -> bytes:
+        if self.fault is not None:
+            raise self.fault
+        return b"relayd_workers 1.0\n"
+
+
+@pytest.fixture
+async def state() -> AsyncIterator[State]:
+    state = State()
+    sock = socket.create_server(("127.0.0.1", 0))
+    state.port = sock.getsockname()[1]
+    server = WebServer([sock], state.metrics, lambda: state.health)
+    await server.start()
+    yield state
+    await server.stop()
+    assert sock.fileno() >= 0, "the socket is its owner's"
+    sock.close()
+
+
+async def talk(state: State, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", state.port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(30):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def get(state: State, path: str, method: str = "GET") -> tuple[int, bytes]:
+    answer = await talk(state, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+async def test_healthz_while_the_loop_answers(state: State) -> None:
+    assert await get(state, "/healthz") == (200, b'{"status":"ok"}')
+    state.health = Health(alive=False)
+    assert (await get(state, "/healthz"))[0] == 503
+
+
+async def test_readyz_says_why_not(state: State) -> None:
+    assert (await get(state, "/readyz"))[0] == 200
+    state.health = Health(reasons=("disk space is low", "draining"))
+    status, body = await get(state, "/readyz")
+    assert status == 503
+    assert json.loads(body) == {"status": "not ready", "reasons": ["disk space is low", "draining"]}
+    assert (await get(state, "/healthz"))[0] == 200, "not ready is no reason to be restarted"
+
+
+async def test_metrics_are_shown_as_they_are(state: State) -> None:
+    assert await get(state, "/metrics") == (200, b"relayd_workers 1.0\n")
+
+
+async def test_metrics_that_cannot_be_read_tell_nothing_of_the_fault(state: State) -> None:
+    state.fault = OSError("secret path")
+    status, body = await get(state, "/metrics")
+    assert status == 503
+    assert b"secret" not in body
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", "/openapi.json", "/metrics/", "/healthz/x"])
+async def test_there_is_nothing_else(state: State, path: str) -> None:
+    assert (await get(state, path))[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
+async def test_only_get_is_answered(state: State, method: str) -> None:
+    assert (await get(state, "/metrics", method))[0] == 405
+
+
+async def test_the_answer_does_not_name_the_software(state: State) -> None:
+    answer = await talk(state, b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b"uvicorn" not in answer.lower()
+
+
+async def test_an_endless_header_is_cut_off(state: State) -> None:
+    assert await talk(state, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000) == b""
+
+
+async def test_an_endless_body_is_cut_off(state: State) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+    answer = await talk(state, head + b"x" * 1_000_000)
+    assert answer.count(b"HTTP/1.1") <= 1
+
+
+async def test_a_client_that_says_nothing_is_dropped(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.05)
+    assert await talk(state, b"GET /healthz HT") == b""
+
+
+async def test_connections_are_capped_and_others_go_on(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "CONNECTIONS", 2)
+    first = await asyncio.open_connection("127.0.0.1", state.port)
+    assert (await get(state, "/healthz"))[0] == 200
+    second = await asyncio.open_connection("127.0.0.1", state.port)
+    second[1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert await second[0].readline() == b"HTTP/1.1 200 OK\r\n"
+    assert await talk(state, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+    first[1].close()
+    second[1].close()
+
+
+async def test_without_sockets_there_is_no_server() -> None:
+    server = WebServer([], State().metrics, Health)
+    await server.start()
+    await server.stop()
+
+
+async def test_garbage_is_answered_and_nothing_breaks(state: State) -> None:
+    assert (await talk(state, b"EHLO there\r\nMAIL FROM:<>\r\n\r\n")).startswith(b"HTTP/1.1 400")
+    assert (await get(state, "/healthz"))[0] == 200
