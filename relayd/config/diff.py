@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from relayd.config.fault import printable
-from relayd.config.models import Config, Credential, DKIMKey, FetchedNetwork, Listener
+from relayd.config.models import Config, Credential, DKIMKey, Listener
 
 _RESTART = ("data_dir", "workers", "secret", "listeners.*.bind", "web.bind")
 """What a running daemon cannot change: its directory, its processes, and what they listen on."""

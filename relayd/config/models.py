@@ -30,6 +30,7 @@ from relayd.config.types import (
     Rate,
     RetrySchedule,
     Secret,
+    Selector,
     SenderPattern,
     Share,
     Size,
@@ -346,7 +347,7 @@ class DKIMKey(Model):
     """A signing key for the mail of one From domain. Several keys of one domain all sign."""
 
     domain: Domain = Field(description="Domain of the From header; subdomains use it unless they have their own.")
-    selector: Domain = Field(description="Where the public key stands in DNS: SELECTOR._domainkey.DOMAIN.")
+    selector: Selector = Field(description="Where the public key stands in DNS: SELECTOR._domainkey.DOMAIN.")
     key: FilePath = Field(description="PEM file, RSA (2048 bits as a rule) or Ed25519, readable by relayd only.")
 
 

@@ -86,15 +86,16 @@ def is_secret(field: FieldInfo) -> bool:
 
 def kind_of(field: FieldInfo) -> str:
     """The kind of value by our own name ("duration", "size"), "" for what pydantic knows itself."""
-    return _kind(field.metadata) or _inner_kind(field.annotation)
+    return _kind(field.metadata) or inner_kind(field.annotation)
 
 
-def _inner_kind(annotation: Any) -> str:
+def inner_kind(annotation: Any) -> str:
+    """The same for a bare annotation."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
-        return _kind(metadata) or _inner_kind(inner)
+        return _kind(metadata) or inner_kind(inner)
     if get_origin(annotation) in (Union, UnionType, list):
-        return next((kind for choice in get_args(annotation) if (kind := _inner_kind(choice))), "")
+        return next((kind for choice in get_args(annotation) if (kind := inner_kind(choice))), "")
     return ""
 
 

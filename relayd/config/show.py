@@ -24,8 +24,8 @@ def _without_none(value: Any) -> Any:
 class _Dumper(yaml.SafeDumper):
     """Lists are indented below their key, as in the example; nothing is abbreviated by anchors."""
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 - PyYAML's signature
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
+    def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, SecretStr, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from relayd.core.retry import Schedule, parse_schedule
@@ -134,14 +143,14 @@ def _is_schedule(value: Any) -> Schedule:
 
 
 Rate = Annotated[
-    RateValue,
+    InstanceOf[RateValue],
     BeforeValidator(_is_rate),
     _reads(parse_rate, _RATE),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "examples": ["600/min", "10000/day"], "x-kind": "rate"}),
 ]
 RetrySchedule = Annotated[
-    Schedule,
+    InstanceOf[Schedule],
     BeforeValidator(_is_schedule),
     _reads(parse_schedule, _SCHEDULE),
     PlainSerializer(str, return_type=str),
@@ -198,7 +207,7 @@ def _bind(value: Any) -> Bind:
 
 
 BindAddress = Annotated[
-    Bind,
+    InstanceOf[Bind],
     BeforeValidator(_bind),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "examples": ["127.0.0.1:2525", "[::]:587"], "x-kind": "IP:PORT"}),
@@ -230,9 +239,9 @@ _DEVIATING = frozenset("ßς\u200c\u200d")
 """Letters that IDNA 2003 and 2008 read differently: the operator says which name is meant."""
 
 
-def _a_labels(text: Any, what: str, label: re.Pattern[str]) -> str:
+def _a_labels(text: Any, what: str, label: re.Pattern[str], example: str = "example.com") -> str:
     """Lower case A-labels (RFC 5890) of a domain that may be written in any script."""
-    remedy = f"Write {what}, like example.com, without scheme, port or final dot"
+    remedy = f"Write {what}, like {example}, without scheme, port or final dot"
     if not isinstance(text, str):
         raise wrong(f"{text!r} is not {what}", remedy)
     if len(text) > 253:
@@ -258,6 +267,10 @@ def _domain(value: Any) -> str:
     return _a_labels(value, "a domain", _LABEL)
 
 
+def _selector(value: Any) -> str:
+    return _a_labels(value, "a selector", _LABEL, "r1")
+
+
 def _domain_pattern(value: Any) -> str:
     return _a_labels(value, "a domain or a pattern of domains", _PATTERN_LABEL)
 
@@ -278,6 +291,10 @@ DomainPattern = Annotated[
     str, BeforeValidator(_domain_pattern), WithJsonSchema({**_DOMAIN_SCHEMA, "x-kind": "pattern"})
 ]
 Host = Annotated[str, BeforeValidator(_host), WithJsonSchema({**_DOMAIN_SCHEMA, "x-kind": "host"})]
+
+Selector = Annotated[
+    str, BeforeValidator(_selector), WithJsonSchema({"type": "string", "examples": ["r1"], "x-kind": "selector"})
+]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
