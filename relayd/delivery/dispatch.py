@@ -20,7 +20,7 @@ from relayd.core.mail import Message, Recipient
 from relayd.core.reply import Reply
 from relayd.core.units import Millis
 from relayd.delivery.crew import Carrier, Crew
-from relayd.delivery.dkim import Signer
+from relayd.delivery.dkim import SigningPool
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.routing import RouteTable
@@ -55,7 +55,7 @@ class Plan:
 
     upstreams: Mapping[str, UpstreamPlan]
     table: RouteTable
-    signer: Signer
+    signing: SigningPool
     policy: Policy
     window: int
 
@@ -108,7 +108,8 @@ class Dispatcher:
 
     async def apply(self, plan: Plan) -> None:
         """Deliver by another configuration from now on; what is in hand is finished by the old one."""
-        self._plan = plan
+        self._plan, old = plan, self._plan
+        old.signing.close()
         deadline = asyncio.get_running_loop().time() + 1.0
         gone = [name for name in self._lines if name not in plan.upstreams]
         resized = [
@@ -138,6 +139,7 @@ class Dispatcher:
         for task in self._unsettled:
             task.cancel()
         await asyncio.gather(*self._unsettled, return_exceptions=True)
+        self._plan.signing.close()
 
     def _add(self, plan: UpstreamPlan) -> None:
         lane = Lane(plan.name, self._store, self._memory, self._clock, window=self._plan.window, ready=self._ready)
@@ -272,7 +274,7 @@ class Dispatcher:
                 content = delivery.content
                 if content is None:
                     content = await self._store.content(message.id)
-                signed = await self._plan.signer.signed(content, message.from_domain)
+                signed = await self._plan.signing.signed(content, message.from_domain)
             part = rest[:step]
             recipients = tuple([waiting.recipient for waiting in part])
             sent = await session.send(Outgoing(format_id(message.id), message.envelope, recipients, signed))

@@ -11,7 +11,7 @@ from pathlib import Path
 from relayd.config.models import Config, SandboxUpstream
 from relayd.core.units import Millis
 from relayd.delivery.dispatch import Plan, UpstreamPlan
-from relayd.delivery.dkim import Signer
+from relayd.delivery.dkim import Signer, SigningPool, load_keys
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.sandbox import SandboxConnector
 from relayd.delivery.session import Connector
@@ -41,7 +41,7 @@ def connector_for(
 
 
 def build_plan(config: Config, clock: Callable[[], Millis]) -> Plan:
-    """Raises OSError or ValueError for keys that cannot be used."""
+    """Raises DKIMKeyError for keys that cannot be used."""
     contexts = ClientContexts()
     upstreams = {
         name: UpstreamPlan(
@@ -57,7 +57,7 @@ def build_plan(config: Config, clock: Callable[[], Millis]) -> Plan:
     return Plan(
         upstreams=upstreams,
         table=RouteTable(config.routes),
-        signer=Signer(config.dkim),
+        signing=SigningPool(Signer(load_keys(config.dkim), clock)),
         policy=policy_of(config),
         window=config.spool.window,
     )

@@ -45,6 +45,8 @@ class DiskWatch:
         self.free_octets = 0
         self.free_inodes = 0
         """0 also on file systems that don't count them."""
+        self.free_ratio = 1.0
+        self.free_inode_ratio = 1.0
         self._task: asyncio.Task[None] | None = None
         self._unreadable = False
 
@@ -95,6 +97,8 @@ class DiskWatch:
         """Judge figures."""
         self.free_octets = status.f_bavail * status.f_frsize
         self.free_inodes = status.f_favail
+        self.free_ratio = status.f_bavail / status.f_blocks if status.f_blocks else 0.0
+        self.free_inode_ratio = status.f_favail / status.f_files if status.f_files else 1.0
         # file systems without an inode table (btrfs) say 0 of 0
         self.low = status.f_bavail < status.f_blocks * self.min_free or (
             status.f_files > 0 and status.f_favail < status.f_files * self.min_free

@@ -38,6 +38,12 @@ class Owner(Protocol):
     def committed(self, segment: Segment, accepted: Sequence[MessageId], events: Sequence[Event]) -> None:
         """A commit is on disk and its futures are resolved."""
 
+    def wrote(self, seconds: float, items: int) -> None:
+        """A commit of so many items took that long."""
+
+    def failed(self) -> None:
+        """A commit failed: nothing of it was kept."""
+
     def broken(self, segment: Segment, error: Exception) -> None:
         """The file is damaged; nothing more can be done with it."""
 
@@ -130,15 +136,18 @@ class Segment:
             )
 
     async def _commit_all(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
                 batch = self._take()
+                begun = loop.time()
                 try:
                     writer = self._writer or await self._open_writer()
                     results = await writer.run(writes.commit, batch)
                 except Exception as error:  # noqa: BLE001 - whatever failed, those who wait must be told
                     self._failed(batch, error)
                     continue
+                self._owner.wrote(loop.time() - begun, len(batch.items))
                 self._succeeded(batch, results)
                 if self.measure_every and self._unmeasured >= self.measure_every:
                     await self._measure(writer)
@@ -223,6 +232,7 @@ class Segment:
         structlog.get_logger("relayd.spool").error(
             "spool_commit_failed", segment=str(self.path), items=len(lost), error=str(error)
         )
+        self._owner.failed()
         self._owner.committed(self, accepted, ())
         if is_damage(error):
             self.break_off(error)
