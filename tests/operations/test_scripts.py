@@ -1,0 +1,147 @@
+"""The scripts: sound shell, a lock file that binds, an installer that can be run twice."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SHELL = [
+    "scripts/run",
+    "scripts/test",
+    "scripts/check",
+    "scripts/install-systemd",
+    "scripts/lock/update",
+    "scripts/lib/venv.sh",
+    ".ci/run",
+]
+LOCKS = ["runtime", "dev"]
+
+
+def run(*command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("script", SHELL)
+def test_the_shell_understands_it(script: str) -> None:
+    assert run("bash", "-n", script).stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
+@pytest.mark.parametrize("script", SHELL)
+def test_shellcheck_has_nothing_to_say(script: str) -> None:
+    answer = run("shellcheck", "-x", script)
+    assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("script", [name for name in SHELL if not name.endswith(".sh")] + ["scripts/bench"])
+def test_it_can_be_run(script: str) -> None:
+    assert (ROOT / script).stat().st_mode & stat.S_IXUSR
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_has_hashes_and_no_server_is_named(lock: str) -> None:
+    text = (ROOT / "scripts" / "lock" / f"{lock}.txt").read_text()
+    packages = re.findall(r"^([A-Za-z0-9_.-]+)==[^\s\\]+ \\\n    --hash=sha256:[0-9a-f]{64}", text, re.M)
+    assert len(packages) == len(re.findall(r"^[A-Za-z0-9]", text, re.M)) > 20
+    assert "://" not in text
+    assert "--index-url" not in text
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9_.-]", each)[0].lower().replace("_", "-") for each in requirements}
+
+
+def locked(lock: str) -> dict[str, str]:
+    text = (ROOT / "scripts" / "lock" / f"{lock}.txt").read_text()
+    return {name.lower().replace("_", "-"): version for name, version in re.findall(r"^(\S+)==(\S+)", text, re.M)}
+
+
+def test_the_locks_hold_all_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = names(project["project"]["dependencies"]) | {"setuptools"}
+    assert wanted <= set(locked("runtime"))
+    assert wanted | names(project["project"]["optional-dependencies"]["dev"]) <= set(locked("dev"))
+
+
+def test_tests_run_on_the_versions_that_production_runs_on() -> None:
+    dev = locked("dev")
+    assert {name: dev.get(name) for name in locked("runtime")} == locked("runtime")
+
+
+def test_a_python_that_is_too_old_or_broken_is_passed_over(tmp_path: Path) -> None:
+    shim = tmp_path / "python3.11"
+    shim.write_text("#!/bin/sh\necho 'pyenv: python3.11: command not found' >&2\nexit 127\n")
+    shim.chmod(0o755)
+    (tmp_path / "python3").symlink_to(sys.executable)
+    answer = run("bash", "-c", ". scripts/lib/venv.sh; find_python", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "python3"
+
+
+def test_an_environment_that_is_up_to_date_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    stamp = run("bash", "-c", "cat scripts/lock/dev.txt pyproject.toml | sha256sum | cut -d' ' -f1").stdout.strip()
+    (tmp_path / f".relayd-dev-{stamp}").touch()
+    answer = run("bash", "-ec", ". scripts/lib/venv.sh; ensure_venv dev; echo done", RELAYD_VENV=str(tmp_path))
+    assert (answer.stdout, answer.stderr) == ("done\n", "")
+
+
+def install(root: Path) -> None:
+    answer = run("scripts/install-systemd", "--root", str(root), "--prefix", "/srv/relayd", "--no-venv")
+    assert answer.returncode == 0, answer.stderr
+    assert "systemctl enable --now relayd" in answer.stdout
+
+
+def test_the_installer_lays_everything_out(tmp_path: Path) -> None:
+    install(tmp_path)
+    unit = (tmp_path / "etc/systemd/system/relayd.service").read_text()
+    assert "ExecStart=/srv/relayd/venv/bin/relayd serve --config /etc/relayd/relayd.yaml" in unit
+    settings = (tmp_path / "etc/relayd/relayd.yaml").read_text()
+    assert re.search(r"^data_dir: /var/lib/relayd$", settings, re.M)
+    assert re.search(r"^secret: !file /run/credentials/relayd.service/secret$", settings, re.M)
+    secret = tmp_path / "etc/relayd/credentials/secret"
+    assert secret.stat().st_mode & 0o077 == 0
+    assert len(secret.read_text().strip()) >= 43
+    assert (tmp_path / "etc/relayd/relayd.yaml").stat().st_mode & 0o007 == 0
+
+
+def test_what_it_installs_is_a_valid_configuration(tmp_path: Path) -> None:
+    from relayd.config.load import load
+
+    install(tmp_path)
+    config = load(tmp_path / "etc/relayd/relayd.yaml")
+    assert config.data_dir == Path("/var/lib/relayd")
+
+
+def test_run_again_it_keeps_what_an_administrator_changed(tmp_path: Path) -> None:
+    install(tmp_path)
+    settings, secret = tmp_path / "etc/relayd/relayd.yaml", tmp_path / "etc/relayd/credentials/secret"
+    settings.write_text("# mine\n")
+    before = secret.read_text()
+    install(tmp_path)
+    assert settings.read_text() == "# mine\n"
+    assert secret.read_text() == before
+
+
+def test_the_installer_refuses_what_it_does_not_know() -> None:
+    answer = run("scripts/install-systemd", "--rot", "/tmp")
+    assert answer.returncode == 2
+    assert "--root DIR" in answer.stderr

@@ -1,0 +1,83 @@
+"""systemd/relayd.service: hardened, accepted by systemd, and telling the same as the rest of the project."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+UNIT = ROOT / "systemd" / "relayd.service"
+MOST_EXPOSED = 2.0
+
+analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+
+
+def service() -> dict[str, str]:
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return dict(parser["Service"])
+
+
+def installed(tmp_path: Path) -> Path:
+    """The unit as it looks where the program is installed: systemd wants the binary to be there."""
+    program = tmp_path / "relayd"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / "relayd.service"
+    unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={program}", UNIT.read_text()))
+    return unit
+
+
+@analyze
+def test_exposure_is_at_most_2_0() -> None:
+    answer = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNIT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    match = re.search(r"Overall exposure level for \S+: (\d+\.\d)", answer.stdout)
+    assert match is not None, answer.stdout + answer.stderr
+    assert float(match[1]) <= MOST_EXPOSED
+
+
+@analyze
+def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        ["systemd-analyze", "verify", str(installed(tmp_path))], capture_output=True, text=True, timeout=60
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+
+
+def test_systemd_follows_our_state_and_watches_the_event_loop() -> None:
+    unit = service()
+    assert unit["Type"] == "notify"
+    assert unit["NotifyAccess"] == "main"
+    assert int(unit["WatchdogSec"]) > 0
+    assert "-HUP $MAINPID" in unit["ExecReload"]
+    assert unit["KillMode"] == "mixed", "workers are told to drain by the supervisor, not killed with it"
+
+
+def test_it_runs_without_privileges_but_for_low_ports() -> None:
+    unit = service()
+    assert unit["User"] == "relayd"
+    assert unit["AmbientCapabilities"] == unit["CapabilityBoundingSet"] == "CAP_NET_BIND_SERVICE"
+    assert unit["LoadCredential"].startswith("secret:")
+
+
+def test_a_faulty_configuration_is_not_started_over_and_over() -> None:
+    from relayd.cli.common import FAULT
+
+    assert service()["RestartPreventExitStatus"] == str(FAULT)
+
+
+def test_there_is_more_time_to_stop_than_shutdown_takes_by_default() -> None:
+    from relayd.config.models import Config
+
+    assert int(service()["TimeoutStopSec"]) > Config.model_fields["shutdown"].default
