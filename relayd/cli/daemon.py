@@ -85,8 +85,8 @@ def _worker_row(worker: dict[str, Any]) -> list[str]:
     remarks = [str(reason) for reason in worker.get("not_ready") or ()]
     if worker.get("draining"):
         remarks.append("draining")
-    if worker.get("reason"):
-        remarks.append(str(worker["reason"]))
+    if worker.get("restarts"):
+        remarks.append(f"restarted {worker['restarts']} times, last: {worker.get('last_fault')}")
     return [
         str(worker.get("worker", worker.get("slot", "?"))),
         str(worker.get("state", "")),

@@ -132,12 +132,13 @@ def _explanation(config: Config, question: Question) -> dict[str, Any]:
 
 
 def _keys(config: Config, from_domain: str) -> list[dict[str, str]]:
-    from relayd.delivery.dkim import keys_for
+    from relayd.delivery.dkim import DKIMKeyError, Signer, load_keys
 
-    return [
-        {"domain": key.domain, "selector": key.selector, "key": str(key.key)}
-        for key in keys_for(config.dkim, from_domain)
-    ]
+    try:
+        keys = Signer(load_keys(config.dkim), lambda: 0).keys_for(from_domain)
+    except DKIMKeyError as error:
+        raise CommandError(str(error), code=FAULT) from None
+    return [{"domain": key.domain, "selector": key.selector, "algorithm": key.algorithm} for key in keys]
 
 
 def _limits(config: Config, question: Question, upstream: str | None) -> dict[str, str]:
@@ -185,7 +186,7 @@ def _tell(found: dict[str, Any]) -> None:
         return
     if found["dkim"]:
         for key in found["dkim"]:
-            say(f"  signed for {key['domain']} with selector {key['selector']} ({key['key']})")
+            say(f"  signed for {key['domain']} with selector {key['selector']} ({key['algorithm']})")
     else:
         say(f"  not signed: no DKIM key for {found['from_domain'] or 'a mail without From'} or a domain above it")
     for name, value in found["limits"].items():
