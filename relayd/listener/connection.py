@@ -418,7 +418,7 @@ class Connection(Login):
         context = server.tls_context
         if context is None:
             raise Goodbye(None, ListenerRefusal.TLS)
-        plain = self.wire
+        plain, wire = self.wire, None
         try:
             wire = await self.loop.start_tls(
                 plain,
@@ -429,8 +429,11 @@ class Connection(Login):
                 ssl_shutdown_timeout=server.tls_shutdown_timeout,
             )
         except OSError:  # ssl.SSLError and time-outs included; what it says is the client's doing
-            plain.abort()
             raise Goodbye(None, ListenerRefusal.TLS) from None
+        finally:
+            if wire is None:  # no TLS layer tells us of the end of a connection that it could not protect
+                plain.abort()
+                self.connection_lost(None)
         if wire is None or self.lost:
             raise Gone
         self.wire = self.transport = wire

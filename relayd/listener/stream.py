@@ -168,7 +168,7 @@ class Stream(SMTP):
         await waiter
 
     def next_line(self) -> bytes | None:
-        """The next line with its line end; None when none is whole. Raises Refused for one that was too long, Goodbye."""
+        """The next line with its line end; None when none is whole. Raises Refused for one that was too long."""
         data, position = self._input, self._position
         end = data.find(b"\n", position)
         if end < 0:
