@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from relayd.core.units import Millis, format_duration, parse_duration
 
+MAX_WAITS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -37,9 +39,11 @@ def parse_schedule(text: str) -> Schedule:
             raise ValueError(f"{item!r}: a wait must be longer than zero")
         if star and not times and place != len(items) - 1:
             raise ValueError(f"{item!r} repeats for ever, so nothing may come after it")
-        if times and (not times.isdigit() or not 0 < int(times) <= 1000):
+        if times and (not (times.isascii() and times.isdigit() and len(times) <= 4) or not 0 < int(times) <= MAX_WAITS):
             raise ValueError(f"{item!r}: write how often after the *, like {format_duration(seconds)}*3")
         waits += [seconds] * (int(times) if times else 1)
+        if len(waits) > MAX_WAITS:
+            raise ValueError(f"there are more than {MAX_WAITS} waits; end with a * to repeat the last one")
     return Schedule(tuple(waits), ", ".join(items))
 
 

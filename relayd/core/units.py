@@ -32,8 +32,9 @@ _PER = {
     "d": 86400.0,
     "day": 86400.0,
 }
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
-_NUMBER_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+# figures are bounded, so that no text makes a number that float() or int() chokes on
+_DURATION_PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-z]+)")
+_NUMBER_UNIT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def parse_size(text: str) -> int:
     match = _NUMBER_UNIT.fullmatch(text.strip())
     if match is None or (match[2] or "B") not in _BYTES:
         raise ValueError(f"{text!r} is not a size: write a number and B, KB, MB, GB, KiB, MiB or GiB, like 50MiB")
-    return int(float(match[1]) * _BYTES[match[2] or "B"])
+    number = float(match[1]) if "." in match[1] else int(match[1])
+    return int(number * _BYTES[match[2] or "B"])
 
 
 def format_size(octets: int) -> str:
@@ -92,14 +94,14 @@ def format_size(octets: int) -> str:
 def parse_rate(text: str) -> Rate:
     """A rate like "600/min" or "10000/day". Raises ValueError."""
     count, slash, per = text.replace(" ", "").partition("/")
-    if not slash or not count.isdigit() or per not in _PER:
+    if not slash or not re.fullmatch("[0-9]{1,15}", count) or per not in _PER:
         raise ValueError(f"{text!r} is not a rate: write a count and s, min, h or day, like 600/min")
     return Rate(int(count), _PER[per])
 
 
 def parse_share(text: str) -> float:
     """A share of a whole, 0 to 1, of "5%". Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*%", text.strip())
     if match is None or float(match[1]) > 100:
         raise ValueError(f"{text!r} is not a share: write a percentage from 0% to 100%, like 5%")
     return float(match[1]) / 100
