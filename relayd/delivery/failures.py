@@ -19,16 +19,12 @@ from aiosmtplib.errors import (
     SMTPServerDisconnected,
 )
 
-from relayd.core.classify import classify, dropped, outcome_of, timeout
+from relayd.core.classes import ReplyClass
+from relayd.core.classify import dropped, outcome_of, timeout
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply, parse_reply
 from relayd.delivery.client import RefusedError
 from relayd.delivery.protocol import MalformedReplyError
-
-
-def worded(kind: OutcomeKind, stage: Stage, code: int, enhanced: str, text: str) -> Outcome:
-    """An outcome with a reply of our own."""
-    return Outcome(kind, stage, Reply(code, enhanced, text), classify(code, enhanced, text, stage))
 
 
 def of_fault(stage: Stage, fault: SMTPException | None) -> Outcome:
@@ -41,7 +37,8 @@ def of_fault(stage: Stage, fault: SMTPException | None) -> Outcome:
 def malformed(stage: Stage, what: str) -> Outcome:
     """The upstream said something that SMTP does not know."""
     kind = OutcomeKind.UNCERTAIN if stage is Stage.DOT else OutcomeKind.DEFERRED
-    return worded(kind, stage, 451, "4.5.0", f"The upstream broke the protocol: {what}")
+    reply = Reply(451, "4.5.0", f"The upstream broke the protocol: {what}")
+    return Outcome(kind, stage, reply, ReplyClass.PROTOCOL_ERROR.value)
 
 
 def of_opening(stage: Stage, error: BaseException) -> Outcome:
@@ -53,7 +50,8 @@ def of_opening(stage: Stage, error: BaseException) -> Outcome:
 def _opening(stage: Stage, error: BaseException) -> Outcome:
     match error:
         case RefusedError():
-            outcome = _trouble(stage, error.reply.code, error.reply.enhanced, error.reply.text)
+            cls = ReplyClass.TLS_FAILED if stage is Stage.TLS else ReplyClass.LOGIN_REFUSED
+            outcome = _trouble(stage, cls, error.reply)
         case SMTPConnectResponseError() | SMTPHeloError() | SMTPAuthenticationError() if error.code >= 400:
             outcome = outcome_of(stage, parse_reply(error.code, error.message))
         case SMTPConnectResponseError() | SMTPHeloError() | SMTPAuthenticationError():
@@ -73,17 +71,19 @@ def _network(stage: Stage, error: BaseException) -> Outcome:
     match error:
         case ssl.SSLCertVerificationError():
             text = f"The certificate of the upstream is not to be trusted: {error.verify_message}"
-            return _trouble(stage, 454, "4.7.5", text)
+            return _trouble(stage, ReplyClass.TLS_FAILED, Reply(454, "4.7.5", text))
         case ssl.SSLError():
             reason = (error.reason or "unknown").replace("_", " ").lower()
-            return _trouble(stage, 454, "4.7.5", f"The TLS handshake failed: {reason}")
+            return _trouble(stage, ReplyClass.TLS_FAILED, Reply(454, "4.7.5", f"The TLS handshake failed: {reason}"))
         case socket.gaierror():
-            return _trouble(stage, 451, "4.4.3", "The name of the upstream cannot be resolved")
+            reply = Reply(451, "4.4.3", "The name of the upstream cannot be resolved")
+            return _trouble(stage, ReplyClass.NETWORK_ERROR, reply)
         case OSError() if error.errno is not None and error.errno in errno.errorcode:
-            return _trouble(stage, 451, "4.4.1", f"No connection to the upstream: {os.strerror(error.errno)}")
+            reply = Reply(451, "4.4.1", f"No connection to the upstream: {os.strerror(error.errno)}")
+            return _trouble(stage, ReplyClass.NETWORK_ERROR, reply)
         case _:
             return dropped(stage)
 
 
-def _trouble(stage: Stage, code: int, enhanced: str, text: str) -> Outcome:
-    return worded(OutcomeKind.TROUBLE, stage, code, enhanced, text)
+def _trouble(stage: Stage, cls: ReplyClass, reply: Reply) -> Outcome:
+    return Outcome(OutcomeKind.TROUBLE, stage, reply, cls.value)

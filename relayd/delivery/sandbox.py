@@ -11,12 +11,12 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from relayd.core.classes import ReplyClass
 from relayd.core.classify import dropped, outcome_of, timeout
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply
 from relayd.core.units import Millis
 from relayd.delivery.dialogue import Dialogue
-from relayd.delivery.failures import worded
 from relayd.delivery.keepsake import Keepsakes
 from relayd.delivery.rehearsal import Act, Rehearsal, rehearsal
 from relayd.delivery.session import ConnectFailedError, Outgoing, Sent
@@ -219,4 +219,5 @@ class _Performance:
 
 
 def _broken(stage: Stage) -> Outcome:
-    return worded(OutcomeKind.TROUBLE, stage, 451, "4.3.0", "The sandbox cannot keep mail: its database is not usable")
+    reply = Reply(451, "4.3.0", "The sandbox cannot keep mail: its database is not usable")
+    return Outcome(OutcomeKind.TROUBLE, stage, reply, ReplyClass.SYSTEM_ERROR.value)

@@ -165,8 +165,10 @@ class _Connection:
                 self.writer.transport.abort()
                 raise _GoneError
             case Silence():
+                self.upstream.silent.set()
                 await self.swallow()
             case Stall():
+                self.upstream.silent.set()
                 self.writer.transport.pause_reading()  # type: ignore[attr-defined]
                 await self.upstream.stopping.wait()
                 raise _GoneError
@@ -366,6 +368,8 @@ class FakeUpstream:
         self.ignored = 0
         """Octets thrown away in silence."""
         self.port = 0
+        self.silent = asyncio.Event()
+        """Set once the script has made the server silent."""
         self.stopping = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
