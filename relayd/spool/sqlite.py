@@ -57,6 +57,9 @@ class SqliteStore:
             raise ValueError(f"slot {slot} of {slots}")
         self.damaged = 0
         """Segments set aside since the store was opened."""
+        self.failing = False
+        """The last commit failed: the disk is full, read-only or broken."""
+        self._watchers: list[Callable[[float, int], None]] = []
         self._directory = directory
         self._slot = slot
         self._slots = slots
@@ -126,6 +129,7 @@ class SqliteStore:
             if not is_damage(error):
                 raise store_error(error) from error
             self._segments.setdefault(slot, [])
+            segment.newest = await asyncio.to_thread(self._last_possible, path)
             await self._set_aside(segment, error)
         else:
             segment.waiting = standing.waiting or standing.owed
@@ -134,7 +138,14 @@ class SqliteStore:
             if segment.waiting:
                 await segment.open_now()
         if slot == self._slot:
-            self._mint.after(max(segment.newest or 0, reads.first_id(segment.start) - 1))
+            # neither ids nor the start of a later segment may fall behind what is there
+            self._last_id = max(self._last_id, segment.newest or 0, reads.first_id(segment.start) - 1)
+            self._mint.after(self._last_id)
+
+    def _last_possible(self, path: Path) -> MessageId:
+        """An id above those of a file that cannot be read, by when it was last written to (if that is credible)."""
+        written = round(path.stat().st_mtime * 1000) + 1
+        return reads.first_id(written) if written <= self._clock() + reads.SKEW else 0
 
     def _segment(self, path: Path, slot: int, *, make: bool = False) -> Segment:
         return Segment(path, slot, self, drop_bodies=self._settings.keep_body == 0, make=make)
@@ -274,6 +285,20 @@ class SqliteStore:
     def subscribe(self, reader: Callable[[Sequence[Event]], None]) -> None:
         """Call `reader` on the loop with the events of each commit, in order, after it is on disk."""
         self._readers.append(reader)
+
+    def observe(self, watcher: Callable[[float, int], None]) -> None:
+        """Call `watcher` on the loop after each commit, with its seconds and how many items shared it."""
+        self._watchers.append(watcher)
+
+    def wrote(self, seconds: float, items: int) -> None:
+        """A segment's commit succeeded (Owner)."""
+        self.failing = False
+        for watcher in self._watchers:
+            watcher(seconds, items)
+
+    def failed(self) -> None:
+        """A segment's commit failed (Owner)."""
+        self.failing = True
 
     def committed(self, segment: Segment, accepted: Sequence[MessageId], events: Sequence[Event]) -> None:
         """A segment's commit has ended (Owner)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """data_dir/spool, in memory where possible: these tests commit a lot, and crash processes, not machines."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path / "spool"
+        return
+    with tempfile.TemporaryDirectory(prefix="relayd-test-", dir=memory) as place:
+        yield Path(place) / "spool"
 
 
 @pytest.fixture(params=["sqlite"])

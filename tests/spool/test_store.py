@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from relayd.core.event import Event, EventKind
 from relayd.core.ids import MessageId, slot_of
@@ -441,9 +442,11 @@ async def test_a_faulty_reader_of_events_stops_nobody(store: SqliteStore) -> Non
 
     store.subscribe(faulty)
     store.subscribe(heard.extend)
-    mail = await keep(store)
-    await store.settle(make_settlement(mail.message, mail.recipients, State.DELIVERED))
+    with capture_logs() as logs:
+        mail = await keep(store)
+        await store.settle(make_settlement(mail.message, mail.recipients, State.DELIVERED))
     assert len(heard) == 2
+    assert [log["event"] for log in logs] == ["event_reader_failed"] * 2
 
 
 async def test_a_cancelled_wait_cancels_no_commit(store: SqliteStore) -> None:
