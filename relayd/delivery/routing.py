@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relayd.config.models import Match, Route
-from relayd.core.address import compile_pattern, domain_of, to_ascii
+from relayd.core.address import AddressError, compile_pattern, domain_of, to_ascii
 from relayd.core.mail import Message, Recipient
 
 
@@ -44,7 +44,13 @@ class _Condition:
 
 
 def _domain(address: str) -> str:
-    return to_ascii(domain_of(address)) if "@" in address else ""
+    if "@" not in address:
+        return ""
+    domain = domain_of(address)
+    try:
+        return to_ascii(domain)
+    except AddressError:  # an address literal: it has no A-labels
+        return domain.lower()
 
 
 def sender_domain_of(sender: str, from_domain: str) -> str:

@@ -56,6 +56,11 @@ def test_the_first_match_wins_and_none_is_none() -> None:
     assert routes.decide(facts("b@elsewhere.test")).upstream is None
 
 
+def test_an_address_literal_is_routed_as_it_is_written() -> None:
+    assert sender_domain_of("a@[192.0.2.1]", "") == "[192.0.2.1]"
+    assert sender_domain_of("a@[IPv6:2001:DB8::1]", "") == "[ipv6:2001:db8::1]"
+
+
 def test_the_null_sender_is_routed_by_the_domain_of_from() -> None:
     assert sender_domain_of("", "shop.example.com") == "shop.example.com"
 
