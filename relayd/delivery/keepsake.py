@@ -5,6 +5,7 @@ What is taken and what is refused is sandbox.py's.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -75,23 +76,20 @@ class Keepsakes:
 
     async def open(self) -> None:
         """Open the file, made where absent. Raises sqlite3.Error, OSError."""
-        connection = _Connection(self._connect, 64)
+        # what can fail comes before or after connecting: aiosqlite does not wait for its thread when connecting fails
+        await asyncio.to_thread(self._make_file)
+        connection = _Connection(lambda: sqlite3.connect(self._path, timeout=10, isolation_level=None), 64)
         await connection
+        try:
+            await connection.run(_prepare)
+        except BaseException:
+            await connection.close()
+            raise
         self._connection = connection
 
-    def _connect(self) -> sqlite3.Connection:
+    def _make_file(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.touch(mode=0o600)
-        connection = sqlite3.connect(self._path, timeout=10, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            # a sandbox keeps no promise: losing the newest mails in a power cut is no loss
-            connection.execute("PRAGMA synchronous=OFF")
-            connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     async def close(self) -> None:
         """Close the file. Never raises."""
@@ -130,6 +128,13 @@ class Keepsakes:
     async def refusals(self, message: str, recipients: Sequence[str]) -> dict[str, int]:
         """How often each recipient of this message has acted its part by now, this time included."""
         return await self._run(lambda connection: _refusals(connection, message, recipients))
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    # a sandbox keeps no promise: losing the newest mails in a power cut is no loss
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.executescript(_SCHEMA)
 
 
 def _refusals(connection: sqlite3.Connection, message: str, recipients: Sequence[str]) -> dict[str, int]:

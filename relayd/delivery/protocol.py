@@ -170,7 +170,8 @@ class ReplyProtocol(SMTPProtocol):
         code = _CODES.get(line[:3])
         kind = line[3:4]
         if code is None or kind not in (b" ", b"-", b"") or len(line) > MAX_LINE:
-            self._fail(MalformedReplyError("a reply without a reply code" if code is None else "a reply line too long"))
+            long = len(line) > MAX_LINE
+            self._fail(MalformedReplyError("a reply line too long" if long else "a reply without a reply code"))
             return False
         if self._lines:
             self._length += len(line)
