@@ -29,6 +29,7 @@ LOCKS = ["runtime", "dev"]
 def run(*command: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
+        check=False,
         cwd=ROOT,
         env=os.environ | environ,
         capture_output=True,

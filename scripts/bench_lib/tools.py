@@ -1,0 +1,134 @@
+"""Load generator and sink as processes: our own, or Postfix's smtp-source and smtp-sink where they are installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from bench_lib.dialogue import sink_count
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent."""
+
+    mails: int
+    connections: int
+    size: int
+    recipients: int
+    reuse: bool
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What the generator saw."""
+
+    seconds: float
+    accepted: int
+    refused: int
+    p50: float | None
+    """Seconds from the final dot to 250; None where the tool does not tell."""
+    p99: float | None
+
+
+class Sink(Protocol):
+    """Takes mail and counts it."""
+
+    port: int
+
+    def count(self) -> int:
+        """Mails so far."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+class OwnSink:
+    """sink.py"""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench_lib.sink"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def count(self) -> int:
+        return sink_count(self.port)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def own_source(port: int, load: Load) -> Sent:
+    """generator.py. Raises subprocess.CalledProcessError."""
+    command = [sys.executable, "-m", "bench_lib.generator", "--port", str(port), "--count", str(load.mails)]
+    command += ["--connections", str(load.connections), "--size", str(load.size), "--timeout", str(load.timeout)]
+    command += ["--recipients", str(load.recipients)] + ([] if load.reuse else ["--new-connections"])
+    done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
+    return Sent(**json.loads(done.stdout))
+
+
+class PostfixSink:
+    """smtp-sink, which shows a running count."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        user = ["-u", "nobody"] if os.getuid() == 0 else []
+        self._process = subprocess.Popen(
+            [_find("smtp-sink"), "-c", *user, f"127.0.0.1:{self.port}", "1000"],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._count = 0
+        self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(100):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError("smtp-sink did not start")
+
+    def count(self) -> int:
+        assert self._process.stdout is not None
+        shown = re.findall(rb"(\d+)\r", self._process.stdout.read() or b"")
+        if shown:
+            self._count = int(shown[-1])
+        return self._count
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def postfix_source(port: int, load: Load) -> Sent:
+    """smtp-source. Raises subprocess.CalledProcessError: it gives up at the first refusal."""
+    reuse = ["-d"] if load.reuse else []
+    command = [_find("smtp-source"), *reuse, "-s", str(load.connections), "-m", str(load.mails), "-l", str(load.size)]
+    command += ["-f", "app@bench.example", "-t", "you@example.org", "-r", str(load.recipients)]
+    started = time.perf_counter()
+    subprocess.run([*command, f"127.0.0.1:{port}"], stdin=subprocess.DEVNULL, check=True, timeout=load.timeout)
+    return Sent(time.perf_counter() - started, load.mails, 0, None, None)
+
+
+def _find(name: str) -> str:
+    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if path is None:
+        raise RuntimeError(f"{name} is not installed: it comes with postfix")
+    return path
