@@ -244,6 +244,8 @@ def serve(config_path: Path) -> int:
     config = load(config_path)
     logs.setup(config.log, secrets=logs.secrets_of(config))
     notifier = Notifier.from_environment()
+    # a reload that is asked for before we listen is satisfied by the start itself; by default it would end us
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_file_limit()
     try:
         config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
