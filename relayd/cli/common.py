@@ -92,11 +92,16 @@ def environment() -> Mapping[str, str]:
     return {**os.environ, "CREDENTIALS_DIRECTORY": str(SERVICE_CREDENTIALS)}
 
 
+def terminal() -> bool:
+    """A person can be asked."""
+    return sys.stdin.isatty()
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Ask before something is done for good. Raises CommandError where nobody can be asked, typer.Abort on no."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not terminal():
         raise CommandError("nobody is there to confirm: give --yes to do it without asking", code=FAULT)
     typer.confirm(question, abort=True, err=True)
 

@@ -25,7 +25,9 @@ app = typer.Typer(help="Check, show and compare configurations.", no_args_is_hel
 
 FileArgument = Annotated[
     Path | None,
-    typer.Argument(help="The file; by default the configuration that relayd would use.", show_default=False),
+    typer.Argument(
+        metavar="FILE", help="The file; by default the configuration that relayd would use.", show_default=False
+    ),
 ]
 
 _EXAMPLES = 3
@@ -90,7 +92,7 @@ def schema() -> None:
 @app.command("diff")
 def diff(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The changed configuration.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The changed configuration.", show_default=False)],
     config: ConfigOption = None,
     as_json: JSONOption = False,
 ) -> None:

@@ -191,7 +191,7 @@ def _tell(found: History) -> None:
 
 def _words(event: Event) -> str:
     """An event's details in one line."""
-    detail = event.detail
+    detail = event.detail if event.kind.value != "accepted" else {}  # what it tells stands above
     parts = []
     if detail.get("upstream"):
         parts.append(f"by {detail['upstream']}")

@@ -160,7 +160,9 @@ def list_queue(
     state: StateOption = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, help=f"Rows at most; without it {TABLE_LIMIT} in a table, all in JSON."),
+        typer.Option(
+            "--limit", "-n", metavar="N", min=1, help=f"Rows at most; without it {TABLE_LIMIT} in a table, all in JSON."
+        ),
     ] = None,
     config: ConfigOption = None,
     as_json: JSONOption = False,
@@ -226,7 +228,7 @@ def show(
     older_than: OlderOption = None,
     newer_than: NewerOption = None,
     state: StateOption = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Messages at most.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Messages at most.")] = 20,
     config: ConfigOption = None,
     as_json: JSONOption = False,
 ) -> None:

@@ -36,20 +36,26 @@ class Question:
 def explain(
     context: typer.Context,
     *,
-    sender: Annotated[str, typer.Option("--from", help='Envelope sender; "" for the null sender of bounces.')],
-    recipient: Annotated[str, typer.Option("--to", help="Envelope recipient.")],
+    sender: Annotated[
+        str, typer.Option("--from", metavar="ADDRESS", help='Envelope sender; "" for the null sender of bounces.')
+    ],
+    recipient: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="Envelope recipient.")],
     credential: Annotated[
-        str | None, typer.Option("--credential", help="User name the app logged in with.", show_default=False)
+        str | None,
+        typer.Option("--credential", metavar="NAME", help="User name the app logged in with.", show_default=False),
     ] = None,
     network: Annotated[
-        str | None, typer.Option("--network", help="Named network the app connected from.", show_default=False)
+        str | None,
+        typer.Option("--network", metavar="NAME", help="Named network the app connected from.", show_default=False),
     ] = None,
     campaign: Annotated[
-        str | None, typer.Option("--campaign", help="Value of the campaign header.", show_default=False)
+        str | None, typer.Option("--campaign", metavar="TEXT", help="Value of the campaign header.", show_default=False)
     ] = None,
     header: Annotated[
         list[str] | None,
-        typer.Option("--header", help='A header, like "X-Shop=books"; may be repeated.', show_default=False),
+        typer.Option(
+            "--header", metavar="NAME=VALUE", help='A header, like "X-Shop=books"; may be repeated.', show_default=False
+        ),
     ] = None,
     config: ConfigOption = None,
     as_json: JSONOption = False,

@@ -60,7 +60,9 @@ def _entry(mail: KeptMail) -> dict[str, Any]:
 @app.command("list")
 def list_mails(
     context: typer.Context,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many of the newest to list.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=1, help="How many of the newest to list.")
+    ] = 100,
     config: ConfigOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -84,7 +86,9 @@ def list_mails(
 @app.command()
 def show(
     context: typer.Context,
-    mail: Annotated[str, typer.Argument(help="Its number in the sandbox, or its message id.", show_default=False)],
+    mail: Annotated[
+        str, typer.Argument(metavar="MAIL", help="Its number in the sandbox, or its message id.", show_default=False)
+    ],
     content: Annotated[
         bool, typer.Option("--content", help="Print nothing but the mail itself, as the upstream would have got it.")
     ] = False,
@@ -123,9 +127,12 @@ def show(
 def export(
     context: typer.Context,
     target: Annotated[
-        Path, typer.Argument(help="Folder for .eml files, or the mbox file to write.", show_default=False)
+        Path,
+        typer.Argument(metavar="TARGET", help="Folder for .eml files, or the mbox file to write.", show_default=False),
     ],
-    form: Annotated[Form, typer.Option("--format", help="One .eml file each, or one mbox file.")] = Form.EML,
+    form: Annotated[
+        Form, typer.Option("--format", metavar="FORMAT", help="eml (one file each) or mbox (one file).")
+    ] = Form.EML,
     config: ConfigOption = None,
 ) -> None:
     """Write all mails to files, oldest first."""

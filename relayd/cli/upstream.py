@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List and try the providers that mail goes to.", no_args_is_help=True, rich_markup_mode=None)
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the upstream in the configuration.", show_default=False)]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the upstream in the configuration.", show_default=False)
+]
 
 
 @app.command("list")
