@@ -107,7 +107,12 @@ class App:
             clock=now_ms,
         )
         self._reporter = Reporter(
-            self._store, self._intake, self._plan.policy, config.hostname, self._metrics.delivery, now_ms
+            self._store,
+            self._intake,
+            self._plan.policy,
+            config.hostname,
+            observer=self._metrics.delivery,
+            clock=now_ms,
         )
         self._dispatcher = Dispatcher(
             self._store,
