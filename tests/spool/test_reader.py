@@ -78,7 +78,7 @@ async def test_history_content_events_and_figures(open_store: OpenStore, directo
         QueueDepth("slow", State.HELD, 1, NOW + 40_000),
         QueueDepth("slow", State.QUEUED, 3, NOW + 80_000),
     )
-    assert (stats.segments, stats.messages, stats.owed, stats.damaged) == (3, 5, 1, ())
+    assert (stats.segments, stats.messages, stats.owed, stats.damaged) == (4, 5, 1, ())
     assert stats.octets > 3 * schema.PAGE
     events = list(reader.events(NOW, NOW + 40_000))
     assert [event.kind for event in events] == [EventKind.ACCEPTED] * 2 + [EventKind.DELIVERED] * 2 + [EventKind.HELD]
