@@ -19,7 +19,7 @@ from relayd.config.sources import TAGS, SourceError, fetch, reason
 from relayd.config.yamltree import MAX_DEPTH, PREFIX, TreeError, compose
 
 MAX_FILE = 4 * 1024**2
-MAX_VALUES = 200_000
+MAX_VALUES = 50_000
 """After aliases are followed: a few nested ones can stand for billions of values."""
 
 

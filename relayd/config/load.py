@@ -5,6 +5,7 @@ Reads once, changes nothing. Which keys contradict each other is decided in chec
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
 
 def _partly(document: Document, root: Entry, error: ValidationError, positions: Positions) -> Examined:
     """The faults of a file whose values are not all right: those, and what can be said about the rest."""
-    all_details = error.errors(include_url=False)
+    # where a default follows from another value, a fault of that one is enough
+    all_details = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
     meant = {loc for details in all_details if (loc := meant_key(details)) is not None}
     faults, faulty = list(document.faults), document.faulty | meant
     for details in all_details:
@@ -127,30 +129,26 @@ class _Rest:
         values: dict[str, Any] = {}
         for name, field in Config.model_fields.items():
             entry = self._root.value.get(name)
-            annotation = next(iter(alternatives(field.annotation)))
-            kind = get_origin(annotation)
+            kind = get_origin(alternatives(field.annotation)[0])
             if kind is list:
-                values[name] = self._items(name, entry, get_args(annotation)[0])
+                values[name] = self._items(name, entry)
             elif kind is dict:
-                values[name] = self._named(entry, get_args(annotation)[1])
+                values[name] = self._named(name, entry)
             else:
-                whole: TypeAdapter[Any] = TypeAdapter(whole_type(field))
-                value = self._value(entry, whole) if entry is not None else None
+                value = self._value(entry, _adapter(name)) if entry is not None else None
                 values[name] = field.get_default(call_default_factory=True) if value is None else value
         values["hostname"] = values["hostname"] if isinstance(values["hostname"], str) else ""
         return Config.model_construct(**values)
 
-    def _items(self, name: str, entry: Entry | None, annotation: Any) -> list[Any]:
+    def _items(self, name: str, entry: Entry | None) -> list[Any]:
         found = entry.value if entry is not None and isinstance(entry.value, list) else []
-        adapter = TypeAdapter(annotation)
-        values = [self._value(item, adapter) for item in found]
+        values = [self._value(item, _adapter(name)) for item in found]
         self.kept[name] = tuple(index for index, value in enumerate(values) if value is not None)
         return [value for value in values if value is not None]
 
-    def _named(self, entry: Entry | None, annotation: Any) -> dict[str, Any]:
+    def _named(self, section: str, entry: Entry | None) -> dict[str, Any]:
         found = entry.value if entry is not None and isinstance(entry.value, dict) else {}
-        adapter = TypeAdapter(annotation)
-        values = {name: self._value(item, adapter) for name, item in found.items()}
+        values = {name: self._value(item, _adapter(section)) for name, item in found.items()}
         return {name: value for name, value in values.items() if value is not None}
 
     def _value(self, entry: Entry, adapter: TypeAdapter[Any]) -> Any:
@@ -160,10 +158,19 @@ class _Rest:
             try:
                 return adapter.validate_python(entry.plain(), context=self._context)
             except ValidationError as error:
-                bad = {loc_of(details) for details in error.errors(include_url=False)}
+                found = error.errors(include_url=False)
+            bad = {loc_of(details) for details in found if details["type"] != "default_factory_not_called"}
             if not all(_mend(entry, loc) for loc in sorted(bad, key=_descending)):
                 return None
         return None
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """Validates a section; for lists and mappings, one item of it."""
+    field = Config.model_fields[name]
+    annotation = alternatives(field.annotation)[0]
+    return TypeAdapter(get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else whole_type(field))
 
 
 def _descending(loc: Loc) -> tuple[Any, ...]:

@@ -72,10 +72,8 @@ def _content(path: Path) -> str:
 
 def _read(path: Path) -> str:
     """The text of a small file without its last newline. Raises OSError; ValueError with what is wrong."""
-    # without O_NONBLOCK a named pipe would stop relayd here
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with open(path, "rb", opener=_open_now) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("is not a plain file")
         raw = file.read(MAX_CONTENT + 1)
     if len(raw) > MAX_CONTENT:
@@ -88,6 +86,11 @@ def _read(path: Path) -> str:
     if not text:
         raise ValueError("is empty")
     return text
+
+
+def _open_now(path: str, flags: int) -> int:
+    # otherwise a named pipe would stop relayd here until someone writes to it
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def reason(error: OSError) -> str:

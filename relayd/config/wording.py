@@ -20,7 +20,8 @@ from relayd.core.units import format_duration, format_size
 
 def loc_of(error: ErrorDetails) -> Loc:
     """The way to the faulty value as the file has it, without pydantic's marks for unions and keys."""
-    return tuple(part for part in error["loc"] if not (isinstance(part, str) and (part[:1] == "<" or part == "[key]")))
+    loc = tuple(part for part in error["loc"] if not (isinstance(part, str) and (part[:1] == "<" or part == "[key]")))
+    return (*loc, "type") if error["type"] == "union_tag_invalid" else loc
 
 
 def fault_of(error: ErrorDetails, root: Entry, positions: Positions) -> Fault:
@@ -75,8 +76,9 @@ def _words(error: ErrorDetails, shown: str) -> tuple[str, str]:
         return "is missing", _how_to_add(way)
     if kind == "extra_forbidden":
         return "is no key that relayd knows here", _which_key(error)
-    if kind in ("literal_error", "enum"):
-        return f"cannot be {shown or 'this'}", f"Write {str(context['expected']).replace(chr(39), '')}"
+    if kind in ("literal_error", "enum", "union_tag_invalid"):
+        choices = str(context.get("expected", "sandbox, or smtp (which need not be written)")).replace("'", "")
+        return f"cannot be {shown or 'this'}", f"Write {choices}"
     if kind in _BOUNDS:
         name, what, remedy = _BOUNDS[kind]
         bound = _bound(way, context[name])
@@ -85,10 +87,6 @@ def _words(error: ErrorDetails, shown: str) -> tuple[str, str]:
 
 
 _FIXED = {
-    "union_tag_invalid": (
-        "has a type that relayd does not know",
-        "Write type: smtp (or no type at all), or type: sandbox",
-    ),
     "too_short": ("is empty", "Write at least one"),
     "string_too_short": ("is empty", "Write something"),
 }

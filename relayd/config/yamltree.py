@@ -56,7 +56,7 @@ def compose(text: str) -> Node | None:
 # The first five replace messages in which PyYAML quotes names from the file: a name may be an unquoted secret.
 _OUR_WORDS = {
     "found undefined alias": "* begins an alias, and there is no anchor (&) of that name",
-    "found duplicate anchor": "& begins an anchor, and there is one of that name already",
+    "second occurrence": "& begins an anchor, and there is one of that name already",
     "found undefined tag handle": "! begins a tag that is not known",
     "found unknown directive": "% begins a directive that is not known",
     "but found another document": "there is a second document (---)",
