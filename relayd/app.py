@@ -6,7 +6,6 @@ What each part does is said in its own file; which processes there are is worker
 from __future__ import annotations
 
 import asyncio
-import datetime
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,7 +31,7 @@ from relayd.intake.guesses import GuessLimiter
 from relayd.intake.intake import Intake
 from relayd.intake.networks import NetworkBook
 from relayd.intake.rates import RateBook
-from relayd.listener.certificate import ensure_certificate, server_context
+from relayd.listener.certificate import server_context
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
 from relayd.sockets import Sockets
@@ -53,21 +52,6 @@ _DRAIN_SHARE = 0.5
 def now_ms() -> Millis:
     """The clock of everything: milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
-
-
-def prepare(config: Config) -> None:
-    """Make the data directory and what the first start needs in it. Called once, before any worker runs.
-
-    Raises OSError where that cannot be done.
-    """
-    for path in (config.data_dir, config.data_dir / "spool", config.data_dir / "run"):
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    now = datetime.datetime.fromtimestamp(now_ms() / 1000, datetime.UTC)
-    if ensure_certificate(config.tls, config.data_dir, config.hostname, now):
-        structlog.get_logger("relayd.app").info(
-            "made a self-signed certificate; put your own there for apps that verify",
-            certificate=str(config.data_dir / config.tls.certificate),
-        )
 
 
 class App:

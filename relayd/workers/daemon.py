@@ -18,7 +18,6 @@ import structlog
 import uvloop
 
 from relayd import logs
-from relayd.app import App, prepare
 from relayd.config.diff import changes
 from relayd.config.load import ConfigError, load
 from relayd.config.models import Config
@@ -26,6 +25,7 @@ from relayd.control import ControlError, ControlServer, supervisor_socket
 from relayd.sockets import BindError, Sockets, bind, rebind
 from relayd.spool.lock import AlreadyRunningError, DataLock
 from relayd.systemd import Notifier, feed_watchdog
+from relayd.workers.groundwork import prepare
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
 from relayd.workers.welcome import welcome
 from relayd.workers.worker import Application, Build
@@ -159,12 +159,12 @@ class Daemon:
 
     def _ready(self) -> None:
         addresses = self._staff.addresses
-        self._notifier.ready(_standing(addresses))
         self._log.info("ready", listening=addresses, data_dir=str(self._config.data_dir))
         text = welcome(self._config, addresses)
         if logs.is_console(self._config.log) and text:
             sys.stderr.write(text)
             sys.stderr.flush()
+        self._notifier.ready(_standing(addresses))
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
         self._notifier.stopping(self._config.shutdown + 10)
@@ -264,6 +264,8 @@ def serve(config_path: Path) -> int:
 
 def _staff(config: Config, config_path: Path, lock: DataLock) -> Staff:
     if config.worker_count == 1:
+        from relayd.app import App  # noqa: PLC0415 - all of it stays out of a supervisor's memory
+
         return Alone(config, config_path, App)
     return Supervisor(config, config_path, inherit=(lock.fileno(),))
 
