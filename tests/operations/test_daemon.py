@@ -210,7 +210,8 @@ def test_a_port_that_is_taken_is_told_in_one_line(start: Callable[..., Running],
     daemon = start()
     host, port = daemon.address()
     (tmp_path / "other").mkdir()
-    other = Running(tmp_path / "other", listeners=[{"name": "mine", "bind": [f"{host}:{port}"], "tls": "none"}])
+    mine = {"name": "mine", "bind": [f"{host}:{port}"], "tls": "none", "access": "network", "networks": ["::1/128"]}
+    other = Running(tmp_path / "other", listeners=[mine])
     assert other.process.wait(60) == 1
     [line] = [line for line in other.said() if line["level"] == "error"]
     assert line["reason"].startswith(f"listener mine: cannot listen on {host}:{port}: another program listens there")

@@ -19,7 +19,7 @@ from relayd.events.tally import MOST_LABELS
 from relayd.intake.observer import AuthFailure, IntakeObserver, Refusal
 from relayd.listener.observer import ListenerObserver, ListenerRefusal
 from relayd.spool.store import LaneDepth
-from relayd.web.server import CONTENT_TYPE
+from relayd.web.http import CONTENT_TYPE
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relayd.web import server as web
+from relayd.web import http as web
 from relayd.web.server import Health, WebServer
 
 

@@ -1,0 +1,141 @@
+"""HTTP by FastAPI on uvicorn, with the limits that uvicorn lacks. Loaded only where `web.bind` asks for it.
+
+Starting and stopping is server.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Generator
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from relayd.web.health import Health
+
+CONNECTIONS = 100
+"""Open connections of one worker; further ones are closed at once."""
+HEAD_LIMIT = 16 * 1024
+"""Octets of request line and headers."""
+BODY_LIMIT = 64 * 1024
+"""Octets of a body: no page here wants one."""
+HEAD_SECONDS = 10.0
+"""Time for a request to arrive whole, from the connection's begin or its first octet."""
+CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
+"""Of /metrics, as prometheus_client writes it."""
+_STOP_SECONDS = 2
+
+
+def build(metrics: Callable[[], Awaitable[bytes]], health: Callable[[], Health]) -> FastAPI:
+    """The application. No pages that document it: there is no API yet."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """The process is alive."""
+        alive = health().alive
+        return JSONResponse({"status": "ok" if alive else "failing"}, 200 if alive else 503)
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """The worker takes mail; or why not."""
+        state = health()
+        ready = state.alive and not state.reasons
+        return JSONResponse(
+            {"status": "ready" if ready else "not ready", "reasons": list(state.reasons)}, 200 if ready else 503
+        )
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        """Prometheus text format, summed over all workers."""
+        try:
+            return Response(await metrics(), media_type=CONTENT_TYPE)
+        except (OSError, ValueError):
+            structlog.get_logger("relayd.web").exception("metrics_unreadable")
+            return Response("metrics cannot be read: the log says why\n", 503, media_type="text/plain")
+
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn.Server that leaves signals to the daemon and says when it listens."""
+
+    def __init__(self, app: FastAPI) -> None:
+        config = uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are the daemon's."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell."""
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with what it lacks: a cap on connections, and limits of time and size for a request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _octets = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+            return
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None:
+            self._arm()
+        self._octets += len(data)
+        if self._octets > HEAD_LIMIT + BODY_LIMIT:
+            self.transport.abort()
+            return
+        super().data_received(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._octets > HEAD_LIMIT:
+            self.transport.abort()
+        super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        self._disarm()
+        self._octets = 0
+        super().on_message_complete()
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self) -> None:
+        self._deadline = None
+        self.transport.abort()
