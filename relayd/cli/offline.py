@@ -14,6 +14,7 @@ import structlog
 
 from relayd.cli.common import CommandError
 from relayd.cli.place import without_secrets
+from relayd.config.models import Config
 from relayd.core.lifecycle import Act
 from relayd.core.units import Millis
 from relayd.delivery.plan import policy_of
@@ -25,21 +26,24 @@ from relayd.spool.sqlite import SqliteStore
 
 def steer(path: Path, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str) -> dict[str, Any]:
     """Do the act to what the filter selects. Raises CommandError, StoreError, OSError."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
     if not (data_dir / "spool").is_dir():
         raise CommandError(f"there is no spool in {data_dir}")
+    config = without_secrets(path)
     become_owner(data_dir)
     lock = DataLock(data_dir / "lock")
     try:
         lock.acquire()
     except AlreadyRunningError as error:
         raise CommandError(f"{error}, but no daemon answers on its control socket") from None
+    logging_as_it_was = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     try:
-        return asyncio.run(_steer(path, data_dir, deed, wanted, by=by, reason=reason))
+        return asyncio.run(_steer(config, data_dir, deed, wanted, by=by, reason=reason))
     finally:
+        structlog.configure(**logging_as_it_was)
         lock.release()
 
 
@@ -52,8 +56,9 @@ def become_owner(data_dir: Path) -> None:
         os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
 
 
-async def _steer(path: Path, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str) -> dict[str, Any]:
-    config = without_secrets(path)
+async def _steer(
+    config: Config, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str
+) -> dict[str, Any]:
     # one slot out of one: the mail of all workers is ours
     store = SqliteStore(data_dir / "spool", 0, 1, config.spool, _now)
     await store.open()

@@ -120,7 +120,10 @@ def test_acts_go_to_every_worker_and_are_summed_up(spool: Site) -> None:
         done = spool.run("queue", "hold", "--upstream", "acme", "--reason", "why")
         assert done.code == 0
         found = spool.run("queue", "retry", "--all", "--json").json
-    assert done.out.splitlines() == ["3 recipients of 3 messages held.", "1 left alone: being sent at this moment."]
+    assert done.out.splitlines() == [
+        "3 recipients of 3 messages held.",
+        "1 message left alone: being sent at this moment.",
+    ]
     assert found == {"recipients": 3, "messages": ["a", "b", "c"], "busy": 1, "errors": []}
     assert [slot for slot, _ in seen[:2]] == [0, 1]
     assert seen[0][1]["filter"] == {"upstream": "acme"}

@@ -103,7 +103,7 @@ def test_no_is_no(spool: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in ("n\n", "\n", ""):
         done = spool.run("queue", "delete", "--all", stdin=answer)
         assert done.code == 1
-        assert "3 recipients of 3 messages will be deleted." in done.out
+        assert "3 recipients of 3 messages will be deleted." in done.err
     assert spool.run("queue", "list", "--json").json
     assert spool.run("queue", "delete", "--all", stdin="y\n").code == 0
     assert spool.run("queue", "list", "--json").json == []

@@ -1,0 +1,94 @@
+"""The filters of `relayd queue`: one wording of the options, and what they mean as a QueueFilter."""
+
+# ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from relayd.cli.common import FAULT, CommandError
+
+if TYPE_CHECKING:
+    from relayd.spool.filter import QueueFilter
+
+
+class WaitingState(StrEnum):
+    """The states of mail that waits, as --state takes them."""
+
+    QUEUED = "queued"
+    DEFERRED = "deferred"
+    UNCERTAIN = "uncertain"
+    HELD = "held"
+
+
+IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Message ids.", show_default=False)]
+SenderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sender",
+        metavar="PATTERN",
+        help='Envelope sender, a pattern like "*@shop.example.com"; "<>" for bounces.',
+        show_default=False,
+    ),
+]
+RecipientOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipient", metavar="PATTERN", help='Recipient, a pattern like "*@example.org".', show_default=False
+    ),
+]
+UpstreamOption = Annotated[
+    str | None,
+    typer.Option(
+        "--upstream", metavar="NAME", help='Name of the upstream; "" for mail that no route fits.', show_default=False
+    ),
+]
+OlderOption = Annotated[
+    str | None,
+    typer.Option("--older-than", metavar="AGE", help="Accepted longer ago than this: 30m, 4h, 2d.", show_default=False),
+]
+NewerOption = Annotated[
+    str | None,
+    typer.Option("--newer-than", metavar="AGE", help="Accepted within this time: 30m, 4h, 2d.", show_default=False),
+]
+StateOption = Annotated[
+    list[WaitingState] | None,
+    typer.Option(
+        "--state", metavar="STATE", help="queued, deferred, uncertain or held; may be repeated.", show_default=False
+    ),
+]
+
+
+def read_filter(
+    ids: Sequence[str] | None,
+    *,
+    sender: str | None,
+    recipient: str | None,
+    upstream: str | None,
+    older_than: str | None,
+    newer_than: str | None,
+    state: Sequence[WaitingState] | None,
+) -> QueueFilter:
+    """What the options mean. Raises CommandError for what cannot be read."""
+    from relayd.core.ids import parse_id
+    from relayd.core.lifecycle import State
+    from relayd.core.units import parse_duration
+    from relayd.spool.filter import QueueFilter
+
+    now = time.time_ns() // 1_000_000
+    try:
+        return QueueFilter(
+            sender=sender,
+            recipient=recipient,
+            upstream=upstream,
+            older_than=None if older_than is None else now - round(parse_duration(older_than) * 1000),
+            newer_than=None if newer_than is None else now - round(parse_duration(newer_than) * 1000),
+            states=frozenset(State(each.value) for each in state or ()),
+            ids=frozenset(parse_id(each) for each in ids or ()),
+        )
+    except ValueError as error:
+        raise CommandError(str(error), code=FAULT) from None
