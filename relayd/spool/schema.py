@@ -108,7 +108,7 @@ CREATE INDEX event_message ON event (message);
 
 PAGE = 4096
 CHECKPOINT_PAGES = 4000
-"""16 MiB of WAL: rarer checkpoints than SQLite's own 4 MiB, each still short."""
+"""16 MiB of WAL, after which it is copied into the file: rarer than SQLite's 4 MiB, so hot pages are copied less."""
 
 
 def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
@@ -122,7 +122,8 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
             f"page_size = {PAGE}",
             "auto_vacuum = NONE",  # freed pages are used again; ended files are compacted whole
             "synchronous = FULL",  # a commit is on disk when it returns: kept before promised
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            # segment.py checkpoints beside the commits; this is for when it cannot keep up
+            f"wal_autocheckpoint = {8 * CHECKPOINT_PAGES}",
             f"journal_size_limit = {4 * CHECKPOINT_PAGES * PAGE}",
             "cache_size = -8192",
             "secure_delete = FAST",  # Debian builds with ON, which reads every freed page just to blank it

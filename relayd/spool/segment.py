@@ -21,6 +21,7 @@ from relayd.core.units import Millis
 from relayd.spool import files, reads, writes
 from relayd.spool.connection import Connection, open_reader, open_writer
 from relayd.spool.faults import is_damage, store_error
+from relayd.spool.schema import CHECKPOINT_PAGES, PAGE
 from relayd.spool.store import Delivery, StoreError
 
 P = ParamSpec("P")
@@ -30,6 +31,8 @@ PARTS = 2
 """Parts of large bodies in one commit: some 2 MiB, so that others hardly notice."""
 ROW = 512
 """Rough octets of a message's rows, for knowing when to measure a segment."""
+PAGES = 12
+"""Rough pages that any commit writes besides its bodies, for knowing when to checkpoint."""
 
 
 class Owner(Protocol):
@@ -100,6 +103,9 @@ class Segment:
         self._opening = asyncio.Lock()
         self._writer: Connection | None = None
         self._reader: Connection | None = None
+        self._keeper: Connection | None = None
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._wal_pages = 0
         self._users = 0
         self._pending: deque[writes.Item] = deque()
         self._large: deque[writes.Accept] = deque()
@@ -114,7 +120,7 @@ class Segment:
     @property
     def idle(self) -> bool:
         """Nobody uses it at this moment."""
-        return not (self._users or self._pending or self._large or self._committing)
+        return not (self._users or self._pending or self._large or self._committing or self._checkpointing)
 
     @property
     def open(self) -> bool:
@@ -149,6 +155,7 @@ class Segment:
                     continue
                 self._owner.wrote(loop.time() - begun, len(batch.items))
                 self._succeeded(batch, results)
+                self._checkpoint_in_time(batch)
                 if self.measure_every and self._unmeasured >= self.measure_every:
                     await self._measure(writer)
         finally:
@@ -251,6 +258,33 @@ class Segment:
         self._owner.committed(self, [item.message for item in lost if type(item) is writes.Accept], ())
         self._owner.broken(self, error)
 
+    def _checkpoint_in_time(self, batch: writes.Batch) -> None:
+        """See that the WAL is copied into the file now and then, without making a commit wait for all of it."""
+        self._wal_pages += PAGES + batch.octets // PAGE + 2 * len(batch.items)
+        if self._wal_pages >= CHECKPOINT_PAGES and self._checkpointing is None:
+            self._checkpointing = asyncio.get_running_loop().create_task(
+                self._checkpoint(), name=f"spool checkpoint {self.path.name}"
+            )
+
+    async def _checkpoint(self) -> None:
+        try:
+            if self._keeper is None:
+                self._keeper = await open_writer(self.path)
+            # the bulk of it beside the commits; then, between two commits, the little that came meanwhile: only when
+            # all is copied does SQLite begin the WAL anew
+            await self._keeper.run(writes.checkpoint)
+            if self._writer is not None:
+                await self._writer.run(writes.checkpoint)
+            self._wal_pages = 0
+        except (sqlite3.Error, OSError) as error:
+            structlog.get_logger("relayd.spool").error(
+                "spool_checkpoint_failed", segment=str(self.path), error=str(error)
+            )
+            if is_damage(error):
+                self.break_off(error)
+        finally:
+            self._checkpointing = None
+
     async def _measure(self, writer: Connection) -> None:
         self._unmeasured = 0
         try:
@@ -335,17 +369,17 @@ class Segment:
 
     async def drain(self) -> None:
         """Wait until all that was submitted is written, or has failed."""
-        while self._committing is not None:
-            await asyncio.wait([self._committing])
+        while tasks := [task for task in (self._committing, self._checkpointing) if task is not None]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
         """Commit what is pending, checkpoint, and let go of the file. It opens again when used."""
         await self.drain()
         async with self._opening:
-            for connection in (self._reader, self._writer):
+            for connection in (self._reader, self._keeper, self._writer):
                 if connection is not None:
                     try:
                         await connection.close()
                     except sqlite3.Error as error:
                         structlog.get_logger("relayd.spool").warning("spool_close_failed", error=str(error))
-            self._reader = self._writer = None
+            self._reader = self._keeper = self._writer = None

@@ -42,6 +42,8 @@ UPKEEP = 200
 """Messages changed in one transaction of upkeep, between two commits of mail."""
 RECIPIENTS = 10_000
 """Recipients in one answer of due(): a bound on memory where messages have very many."""
+FAILING = 10.0
+"""Seconds for which a failed commit counts: where nobody sends any more, no later commit would tell that it healed."""
 OPEN_FINISHED = 8
 """Finished segments that stay open after a look into them."""
 
@@ -57,8 +59,7 @@ class SqliteStore:
             raise ValueError(f"slot {slot} of {slots}")
         self.damaged = 0
         """Segments set aside since the store was opened."""
-        self.failing = False
-        """The last commit failed: the disk is full, read-only or broken."""
+        self._failed_at: float | None = None
         self._watchers: list[Callable[[float, int], None]] = []
         self._directory = directory
         self._slot = slot
@@ -290,15 +291,20 @@ class SqliteStore:
         """Call `watcher` on the loop after each commit, with its seconds and how many items shared it."""
         self._watchers.append(watcher)
 
+    @property
+    def failing(self) -> bool:
+        """The last commit failed, a moment ago: the disk is full, read-only or broken."""
+        return self._failed_at is not None and asyncio.get_running_loop().time() - self._failed_at < FAILING
+
     def wrote(self, seconds: float, items: int) -> None:
         """A segment's commit succeeded (Owner)."""
-        self.failing = False
+        self._failed_at = None
         for watcher in self._watchers:
             watcher(seconds, items)
 
     def failed(self) -> None:
         """A segment's commit failed (Owner)."""
-        self.failing = True
+        self._failed_at = asyncio.get_running_loop().time()
 
     def committed(self, segment: Segment, accepted: Sequence[MessageId], events: Sequence[Event]) -> None:
         """A segment's commit has ended (Owner)."""

@@ -154,6 +154,7 @@ async def test_without_room_nothing_is_promised_and_room_is_enough_to_go_on(stor
         *(store.accept(message, [make_waiting()], b"x" * 100_000) for message in tries), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [StoreFullError] * 3
+    assert store.failing
     large = make_message(store.mint(), content=b"x" * (3 * PART))
     with pytest.raises(StoreFullError):
         await store.accept(large, [make_waiting()], b"x" * (3 * PART))
@@ -163,6 +164,7 @@ async def test_without_room_nothing_is_promised_and_room_is_enough_to_go_on(stor
         await store.accept(message, [make_waiting()], b"x" * 100_000)
     await store.accept(large, [make_waiting()], b"x" * (3 * PART))
     assert await store.content(large.id) == b"x" * (3 * PART)
+    assert not store.failing
     await store.settle(make_settlement(kept.message, kept.recipients, State.DELIVERED))
     assert len((await store.due("acme", NOW, 10, ())).deliveries) == 4
 

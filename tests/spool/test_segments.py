@@ -127,6 +127,15 @@ async def test_a_full_file_is_followed_by_another(open_store: OpenStore, directo
     assert len((await store.due("acme", NOW + DAY, 100, ())).deliveries) == 40
 
 
+async def test_the_wal_does_not_grow_with_the_mail(open_store: OpenStore, directory: Path) -> None:
+    store = await open_store()
+    for _ in range(12):
+        await asyncio.gather(*(keep(store, content=b"x" * 1_000_000) for _ in range(12)))
+    [path] = files.segments_in(directory / "000")
+    assert path.with_name(path.name + "-wal").stat().st_size < 80_000_000
+    assert path.stat().st_size > 50_000_000
+
+
 async def test_due_lanes_and_walks_span_segments(open_store: OpenStore, clock: Clock) -> None:
     store = await open_store(segment=3600.0)
     mails = []

@@ -460,7 +460,7 @@ async def test_a_cancelled_wait_cancels_no_commit(store: SqliteStore) -> None:
 
 async def test_many_at_once_share_commits(store: SqliteStore) -> None:
     commits: list[int] = []
-    store.subscribe(lambda events: commits.append(len(events)))
+    store.observe(lambda seconds, items: commits.append(items))
     await asyncio.gather(*(keep(store) for _ in range(300)))
     assert sum(commits) == 300
     assert len(commits) < 20
