@@ -45,8 +45,8 @@ _Both = tuple[Any, Any]
 def _differ(way: tuple[str, ...], old: _Both, new: _Both) -> Iterator[Change]:
     if old[0] == new[0]:
         return
-    if type(old[0]) is type(new[0]) and _parts(old) is not None:
-        before, after = _parts(old) or {}, _parts(new) or {}
+    before, after = _parts(old), _parts(new)
+    if type(old[0]) is type(new[0]) and before is not None and after is not None:
         for name in dict.fromkeys([*before, *after]):
             yield from _part((*way, name), before.get(name), after.get(name))
         if list(before) != list(after) and set(before) == set(after):
@@ -75,9 +75,9 @@ def _parts(both: _Both) -> dict[str, _Both] | None:
     value, shown = both
     if isinstance(value, BaseModel):
         return {name: (getattr(value, name), shown[name]) for name in type(value).model_fields}
-    if isinstance(value, dict) and value and all(isinstance(item, BaseModel | list) for item in value.values()):
+    if isinstance(value, dict) and all(isinstance(item, BaseModel | list) for item in value.values()):
         return {name: (value[name], shown[name]) for name in value}
-    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+    if isinstance(value, list) and all(isinstance(item, BaseModel) for item in value):
         return {_name(item, place): (item, shown[place]) for place, item in enumerate(value)}
     return None
 
@@ -107,5 +107,6 @@ def _text(shown: Any) -> str:
     if isinstance(shown, list):
         return printable(f"[{', '.join(_text(item) for item in shown)}]", 200)
     if isinstance(shown, dict):
-        return printable("{" + ", ".join(f"{key}: {_text(item)}" for key, item in shown.items()) + "}", 200)
+        given = [f"{key}: {_text(item)}" for key, item in shown.items() if item is not None]
+        return printable("{" + ", ".join(given) + "}", 200)
     return printable(str(shown), 200) or '""'

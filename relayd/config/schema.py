@@ -50,6 +50,7 @@ def _tidy(model: type[BaseModel], target: dict[str, Any]) -> None:
         field = model.model_fields[name]
         prop.pop("title", None)
         prop.pop("default", None)
+        prop["description"] = field.description
         default = written_default(model, name)
         if default not in (None, "", [], {}) and not models_in(field.annotation):
             prop["default"] = default

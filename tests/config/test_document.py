@@ -255,7 +255,7 @@ _YAMLISH = st.lists(
 ).map("".join)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(_YAMLISH.map(lambda text: text.encode(errors="surrogatepass")), st.binary(max_size=200)))
 def test_no_file_makes_the_reader_fail(raw: bytes) -> None:
     document = parse_document(raw, HERE, {"X": "1"})
