@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from relayd.core.lifecycle import State
 from relayd.spool.lock import DataLock
 from relayd.spool.sqlite import SqliteStore
-from tests.cli.conftest import Site, put, run, wait_for
+from tests.cli.conftest import Site, now_ms, put, run, wait_for
 
 
 def listed(site: Site, *args: str) -> set[str]:
@@ -212,3 +217,41 @@ def test_no_configuration_at_all(tmp_path: object, monkeypatch: pytest.MonkeyPat
     done = run("queue", "list")
     assert done.code == 2
     assert "--config" in done.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, which acts as the owner of the data")
+def test_root_acts_as_the_owner_of_the_spool(spool: Site) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        site = Site(Path(folder), spool.ids)
+        shutil.copytree(spool.directory, folder, dirs_exist_ok=True)
+        site.directory.chmod(0o755)
+        site.config.chmod(0o600)
+        for path in [site.data, *site.data.rglob("*")]:
+            os.chown(path, 65534, 65534)
+        # the Python of a test machine may lie where only root reads: what is imported late is imported early here
+        start = "import _strptime; from relayd.cli.main import main; main()"
+        command = [sys.executable, "-c", start, "-c", str(site.config), "queue", "hold", "--all"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "2 recipients of 2 messages held." in done.stdout
+        assert {path.stat().st_uid for path in site.data.rglob("*")} == {65534}
+        assert (site.data / "lock").exists()
+
+
+def test_mail_that_arrives_while_the_question_is_thought_over_is_left_alone(
+    spool: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[str] = []
+
+    def thinking(question: str, *, yes: bool) -> None:
+        async def arrive(store: SqliteStore) -> None:
+            # a clock that stands still between question and arrival would make it one of those meant
+            await put(store, wait_for(0, "new@example.org"), accepted_at=now_ms() + 1)
+
+        spool.fill(arrive)
+        late.append(question)
+
+    monkeypatch.setattr("relayd.cli.acts.confirm", thinking)
+    assert spool.run("queue", "delete", "--all").code == 0
+    assert late
+    assert listed(spool) == {"new@example.org"}
