@@ -88,6 +88,12 @@ class Positions:
     """For a list with faulty items: the indexes that its remaining items have in the file."""
     directory: Path | None = None
     """Of the configuration file; None for a Config that does not come from one."""
+    _around: frozenset[Loc] = field(init=False, repr=False, compare=False)
+    """The faulty values and everything that they are a part of."""
+
+    def __post_init__(self) -> None:
+        around = {bad[:length] for bad in self.faulty for length in range(len(bad) + 1)}
+        object.__setattr__(self, "_around", frozenset(around))
 
     def place(self, loc: Loc) -> Place:
         """The place of a key, or of the nearest one around it that is written."""
@@ -102,7 +108,7 @@ class Positions:
 
     def sound(self, loc: Loc) -> bool:
         """No fault is known of the value, of a part of it, or of what it is a part of."""
-        return not any(bad[: len(loc)] == loc or loc[: len(bad)] == bad for bad in self.faulty)
+        return loc not in self._around and not any(loc[:length] in self.faulty for length in range(len(loc)))
 
     def fault(self, loc: Loc, problem: str, remedy: str, severity: Severity = Severity.ERROR) -> Fault:
         """A fault of the value at `loc`."""

@@ -75,8 +75,9 @@ def fault_lines(path: Path, environ: Mapping[str, str] = os.environ) -> list[str
 
 def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
     """Read and check a file. Raises nothing: every fault is in the answer."""
+    path = path.absolute()
     document = read_document(path, environ, OPTIONAL)
-    directory = path.absolute().parent
+    directory = path.parent
     root = document.root
     if root is None:
         return Examined(None, document.faults, Positions(directory=directory))

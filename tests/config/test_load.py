@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from relayd.config.fault import Fault, Severity
 from relayd.config.load import STAND_INS, ConfigError, examine, fault_lines, load
@@ -270,10 +272,6 @@ def test_every_required_key_has_a_stand_in_with_which_its_section_can_be_checked
     assert required == set(STAND_INS)
 
 
-def _ways(model: type[BaseModel], prefix: str = "") -> list[str]:
-    return [f"{prefix}{name}" for name in model.model_fields]
-
-
 _JARGON = (
     "input",
     "valid",
@@ -334,6 +332,30 @@ def test_no_value_makes_loading_fail_or_speak_in_jargon(tmp_path: Path, around: 
             assert fault.remedy
             assert str(fault).isprintable()
     assert refused > 5, "hardly anything is refused here"
+
+
+_KEYS = sorted({name for model in all_models() for name in model.model_fields} | {"acme", "bogus"})
+_SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from(["5m", "1GiB", "5/s", "5%", "none", "starttls", "auth", "network", "sandbox", "acme"]),
+)  # fmt: skip
+_DATA = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),
+    max_leaves=25,
+)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(list(Config.model_fields)), _DATA, max_size=8))
+def test_no_contents_make_loading_fail(tmp_path: Path, data: dict[str, Any]) -> None:
+    base = yaml.safe_load(minimal())
+    examined = examine(written(tmp_path, yaml.safe_dump({**base, **data}, allow_unicode=False)), {})
+    errors = [fault for fault in examined.faults if fault.severity is Severity.ERROR]
+    assert (examined.config is None) == bool(errors)
+    for fault in examined.faults:
+        assert str(fault).isprintable()
+        assert fault.line > 0
 
 
 def _key(faults: list[Fault], name: str) -> str:
