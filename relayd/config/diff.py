@@ -13,9 +13,8 @@ from pydantic import BaseModel, SecretStr
 from relayd.config.fault import printable
 from relayd.config.models import Config, Credential, DKIMKey, Listener
 
-_RESTART = ("data_dir", "workers", "secret", "listeners.*.bind", "web.bind")
-"""What a running daemon cannot change: its directory, its processes, and what they listen on."""
-_RESTART_WHOLE = ("listeners.*",)
+_RESTART = ("data_dir", "workers", "secret")
+"""What holds for the life of a daemon; a reload applies everything else, new addresses to listen on too."""
 
 
 class Change(str):
@@ -65,9 +64,9 @@ def _part(way: tuple[str, ...], old: _Both | None, new: _Both | None) -> Iterato
     if old is not None and new is not None:
         yield from _differ(way, old, new)
     elif new is not None:
-        yield _change(way, "added" if _parts(new) is not None else f"{_text(new[1])} added", whole=True)
+        yield _change(way, "added" if _parts(new) is not None else f"{_text(new[1])} added")
     elif old is not None:
-        yield _change(way, "removed" if _parts(old) is not None else f"{_text(old[1])} removed", whole=True)
+        yield _change(way, "removed" if _parts(old) is not None else f"{_text(old[1])} removed")
 
 
 def _parts(both: _Both) -> dict[str, _Both] | None:
@@ -90,12 +89,11 @@ def _name(item: BaseModel, place: int) -> str:
     return f"{item.domain}/{item.selector}" if isinstance(item, DKIMKey) else f"[{place}]"
 
 
-def _change(way: tuple[str, ...], what: str, *, whole: bool = False) -> Change:
+def _change(way: tuple[str, ...], what: str) -> Change:
     key = ""
     for part in way:
         key += part if part.startswith("[") else f"{'.' if key else ''}{printable(part)}"
-    pattern = ".".join("*" if place == 1 and way[0] == "listeners" else part for place, part in enumerate(way))
-    return Change(key, what, pattern in _RESTART or (whole and pattern in _RESTART_WHOLE))
+    return Change(key, what, key in _RESTART)
 
 
 def _text(shown: Any) -> str:

@@ -55,8 +55,8 @@ that has expired.
 
 ## Changing it
 
-`relayd reload` or SIGHUP applies a changed file without dropping a connection. A faulty one changes nothing. These need
-a restart: `data_dir`, `workers`, `secret`, the addresses of listeners and of `web`.
+`relayd reload` or SIGHUP applies a changed file without dropping a connection. A faulty one changes nothing. Only
+`data_dir`, `workers` and `secret` need a restart.
 
 ## Keys
 """
