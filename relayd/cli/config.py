@@ -119,7 +119,7 @@ def diff(
         return
     say("Queued mail that would take another route:")
     print_table(
-        [Column("from"), Column("to"), Column("recipients", right=True), Column("such as")],
+        [Column("from"), Column("to"), Column("recipients", right=True), Column("such as", long=True)],
         ([m["from"] or "(none)", m["to"] or "(none)", str(m["recipients"]), " ".join(m["examples"])] for m in moves),
         empty="",
     )

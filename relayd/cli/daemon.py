@@ -74,11 +74,12 @@ def _tell(answer: dict[str, Any]) -> None:
     workers: list[dict[str, Any]] = answer.get("workers", [])
     print_pairs((name, ", ".join(addresses)) for name, addresses in answer.get("listening", {}).items())
     say()
-    columns = [Column(name) for name in ("worker", "state", "for", "connections", "memory", "disk free", "remark")]
+    columns = [Column(name) for name in ("worker", "state", "for", "connections", "memory", "disk free")]
+    columns.append(Column("remark", long=True))
     print_table(columns, (_worker_row(worker) for worker in workers), empty="no workers")
     say()
     columns = [Column("upstream"), *(Column(name, right=True) for name in ("sending", "connections", "in memory"))]
-    print_table([*columns, Column("state")], _upstream_rows(workers), empty="no upstreams are known yet")
+    print_table([*columns, Column("state", long=True)], _upstream_rows(workers), empty="no upstreams are known yet")
 
 
 def _worker_row(worker: dict[str, Any]) -> list[str]:

@@ -170,7 +170,7 @@ def _tell(found: History) -> None:
         ]
     )
     say()
-    columns = [Column(name) for name in ("recipient", "state", "upstream", "next try")]
+    columns = [Column("recipient", long=True), *(Column(name) for name in ("state", "upstream", "next try"))]
     columns.insert(3, Column("attempts", right=True))
     print_table(
         columns,

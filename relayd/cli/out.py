@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # C0, DEL, C1 (one octet escape sequences of some terminals), line separators, marks that turn text around, lone
 # surrogates, and the byte order mark
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]")
+_LEAST = 8
+"""Width that a folding column should have."""
 _STATE_STYLE = {
     "delivered": "green",
     "queued": "cyan",
@@ -126,27 +128,38 @@ def console() -> Console:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: its heading, and whether its cells are figures (set to the right)."""
+    """A column of a table. Ids and figures stay whole as long as there is room; what may be long folds first."""
 
     heading: str
     right: bool = False
+    """Set to the right, as figures are."""
+    long: bool = False
+    """Addresses, subjects, reasons."""
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """A table; where there are no rows the sentence `empty` instead. Nothing is ever cut: long cells fold."""
-    from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     screen = console()
-    table = Table(box=box.SIMPLE_HEAD if screen.is_terminal else None, show_edge=False, pad_edge=False)
+    cells = [[clean(cell) for cell in row] for row in rows]
+    if not cells:
+        say(empty)
+        return
+    widths = [
+        max(cell_len(cell) for cell in column) for column in zip([c.heading for c in columns], *cells, strict=True)
+    ]
+    least = sum(min(_LEAST, width) if column.long else width for column, width in zip(columns, widths, strict=True))
+    whole = least + 2 * len(columns) <= screen.width
+    table = Table(box=None, show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell), style=_STATE_STYLE.get(cell, "")) for cell in row))
-    if not table.rows:
-        screen.print(empty)
-    elif screen.is_terminal:
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.heading, justify=justify, overflow="fold", no_wrap=whole and not column.long)
+    for row in cells:
+        table.add_row(*(Text(cell, style=_STATE_STYLE.get(cell, "")) for cell in row))
+    if screen.is_terminal:
         screen.print(table)
     else:
         _print_unpadded(screen, table)

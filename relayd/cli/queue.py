@@ -39,6 +39,7 @@ app = typer.Typer(
     help="See what waits, and hold, release, retry, fail or delete it.", no_args_is_help=True, rich_markup_mode=None
 )
 
+_COLUMNS = ("id", "state", "age", "next try", "upstream", "from", "to")
 TABLE_LIMIT = 200
 """Rows that a person is shown without asking for more."""
 
@@ -100,7 +101,7 @@ def list_queue(
             return
         shown = list(islice(rows, limit or TABLE_LIMIT))
         more = next(rows, None) is not None
-    columns = [Column(name) for name in ("id", "state", "age", "next try", "upstream", "from", "to")]
+    columns = [Column(name, long=name in ("from", "to")) for name in _COLUMNS]
     columns.insert(4, Column("tries", right=True))
     print_table(
         columns,

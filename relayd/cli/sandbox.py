@@ -77,7 +77,11 @@ def list_mails(
         print_json_list(_entry(mail) for mail in mails)
         return
     print_table(
-        [Column("number", right=True), *(Column(name) for name in ("at", "message", "from", "to", "subject"))],
+        [
+            Column("number", right=True),
+            *(Column(name) for name in ("at", "message")),
+            *(Column(name, long=True) for name in ("from", "to", "subject")),
+        ],
         ([str(m.id), moment(m.at), m.message, m.sender or "<>", " ".join(m.recipients), m.subject] for m in mails),
         empty="The sandbox has no mail.",
     )

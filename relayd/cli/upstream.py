@@ -30,7 +30,7 @@ def list_upstreams(context: typer.Context, config: ConfigOption = None, as_json:
     if as_json:
         print_json(entries)
         return
-    columns = [Column(name) for name in ("name", "address", "tls", "user", "routes")]
+    columns = [Column(name, long=name in ("address", "user")) for name in ("name", "address", "tls", "user", "routes")]
     columns.insert(4, Column("connections", right=True))
     print_table(
         columns,

@@ -113,6 +113,13 @@ def test_a_terminal_gets_colours_and_long_addresses_fold_instead_of_being_cut(sp
     assert "…" not in plain
 
 
+def test_ids_stay_whole_on_a_usual_terminal(spool: Site) -> None:
+    text = on_terminal("-c", str(spool.config), "queue", "list", columns=80)
+    assert all(spool.ids[name] in text for name in ("fresh", "late", "held"))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert all(len(line) <= 80 for line in plain.splitlines())
+
+
 def test_no_color_is_respected(spool: Site) -> None:
     text = on_terminal("-c", str(spool.config), "queue", "list", columns=120, NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", text)
