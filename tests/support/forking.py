@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,14 +210,29 @@ def main(fd: int) -> None:
     import relayd.app
     import relayd.cli.main
     import relayd.cli.offline
+    import relayd.web.server
     import relayd.workers.daemon
     from tests.support import crashing
 
+    gc.freeze()
     job = _serve(socket.socket(fileno=fd))
     if job is not None:
         if job.plan:
             crashing.install(job.plan)
-        relayd.cli.main.main()
+        try:
+            relayd.cli.main.main()
+        except SystemExit as end:
+            _leave(end.code)
+
+
+def _leave(code: Any) -> None:
+    """End as the interpreter would, save for taking all modules apart: that takes longer than most commands."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
