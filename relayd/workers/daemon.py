@@ -44,6 +44,9 @@ class Staff(Protocol):
     async def start(self) -> None:
         """Raises what makes it impossible."""
 
+    def abandon(self) -> None:
+        """Give up starting as soon as that is possible."""
+
     async def reload(self, config: Config) -> None:
         """Raises BindError or WorkerFailedError with everything as it was."""
 
@@ -66,37 +69,59 @@ class Alone:
     def __init__(self, config: Config, config_path: Path, build: Build) -> None:
         """Binds all sockets: raises BindError."""
         self._config = config
+        self._config_path = config_path
+        self._build = build
         self._sockets = bind(config)
-        self._app: Application = build(config, config_path=config_path, slot=0, slots=1, sockets=self._sockets)
+        self._app: Application | None = None
         self._since = time.monotonic()
         self._stop: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("relayd.daemon")
 
     @property
     def addresses(self) -> dict[str, list[str]]:
         return self._sockets.addresses()
 
     async def start(self) -> None:
-        await self._app.start()
+        try:
+            app = self._build(self._config, config_path=self._config_path, slot=0, slots=1, sockets=self._sockets)
+            await app.start()
+        except Exception as error:
+            # as a worker would tell its supervisor
+            self._log.exception("worker_not_started")
+            raise WorkerFailedError(f"{type(error).__name__}: {error}") from error
+        self._app = app
+
+    def abandon(self) -> None:
+        """What was begun is finished first: half an application cannot be stopped in order."""
 
     async def reload(self, config: Config) -> None:
+        if self._app is None:
+            raise WorkerFailedError("it has not started")
         new = rebind(config, self._sockets)
         try:
             await self._app.reload(config, new)
         except Exception as error:
             _close_all_but(new, self._sockets)
-            structlog.get_logger("relayd.daemon").exception("reload_failed")
+            self._log.exception("reload_failed")
             raise WorkerFailedError(f"{type(error).__name__}: {error}") from error
         old, self._sockets, self._config = self._sockets, new, config
         _close_all_but(old, new)
 
     async def stop(self) -> None:
+        if self._app is None:
+            return
         self._stop = asyncio.create_task(self._app.drain_and_stop(), name="drain and stop")
         # the application keeps to `shutdown` itself; this is for one that hangs, and for a second Ctrl-C
         _, left = await asyncio.wait({self._stop}, timeout=self._config.shutdown + 2)
         if left:
+            self._log.error("stopping_took_too_long", seconds=self._config.shutdown)
             self.kill()
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await self._stop
+        except asyncio.CancelledError:
+            self._log.warning("not_drained")
+        except Exception:  # noqa: BLE001 - what was accepted is on disk; the rest of the stopping goes on
+            self._log.exception("stopping_failed")
 
     def kill(self) -> None:
         if self._stop is not None:
@@ -106,8 +131,10 @@ class Alone:
         return True  # whoever asks does so from the very event loop
 
     async def status(self) -> dict[str, Any]:
-        facts = {"worker": 0, "state": "ready", "seconds": round(time.monotonic() - self._since)}
-        return {"listening": self.addresses, "workers": [facts | self._app.status()]}
+        facts: dict[str, Any] = {"worker": 0, "state": "ready", "seconds": round(time.monotonic() - self._since)}
+        if self._app is not None:
+            facts |= self._app.status()
+        return {"listening": self.addresses, "workers": [facts]}
 
 
 def _close_all_but(sockets: Sockets, kept: Sockets) -> None:
@@ -127,6 +154,7 @@ class Daemon:
         self._notifier = notifier
         self._log = structlog.get_logger("relayd.daemon")
         self._stopping = asyncio.Event()
+        self._started = False
         self._hang_ups = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._control = ControlServer(
@@ -143,14 +171,18 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._staff.start()
+            self._started = True
             await self._control.start()
             tasks = [
                 asyncio.create_task(feed_watchdog(self._notifier, self._staff.healthy), name="feed the watchdog"),
                 asyncio.create_task(self._reload_on_hang_up(), name="reload on SIGHUP"),
             ]
-            self._ready()
+            if not self._stopping.is_set():
+                self._ready()
             await self._stopping.wait()
         except (OSError, WorkerFailedError) as error:
+            if self._stopping.is_set():
+                return 0
             self._log.error("cannot_start", reason=str(error))
             return FAILED
         finally:
@@ -183,6 +215,8 @@ class Daemon:
             self._log.warning("stopped_at_once")
             self._staff.kill()
         self._stopping.set()
+        if not self._started:
+            self._staff.abandon()
 
     # -- reload
 

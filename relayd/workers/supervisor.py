@@ -343,6 +343,12 @@ class Supervisor:
             self.kill()
             await asyncio.wait(left)
 
+    def abandon(self) -> None:
+        """Give up starting: `start` raises."""
+        self._stopping.set()
+        for slot in self._slots:
+            _signal(slot, signal.SIGTERM)
+
     def kill(self) -> None:
         """End all workers at once: what they accepted is on disk."""
         for slot in self._slots:

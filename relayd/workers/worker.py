@@ -147,6 +147,9 @@ class Worker:
         except TimeoutError:
             self._log.error("stopping_took_too_long", seconds=self._config.shutdown)
             return 1
+        except Exception:  # noqa: BLE001 - what was accepted is on disk, and the next start recovers it
+            self._log.exception("stopping_failed")
+            return 1
         return 0
 
     async def _beat(self) -> None:

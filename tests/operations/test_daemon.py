@@ -234,6 +234,16 @@ def test_a_killed_worker_is_replaced_and_its_mail_is_not_lost(start: Callable[..
     assert "relayd_worker_restarts_total 2.0" in daemon.get("/metrics")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stopping_while_it_starts_is_no_fault(tmp_path: Path, workers: int) -> None:
+    daemon = Running(tmp_path, workers=workers)
+    daemon.hear("STATUS=starting")
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(60) == 0
+    assert not [line for line in daemon.said() if line["level"] == "error"]
+    daemon.end()
+
+
 def test_it_says_hello_to_a_person(start: Callable[..., Running]) -> None:
     daemon = start(log={"format": "console"})
     text = (daemon.directory / "log").read_text()
