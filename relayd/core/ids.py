@@ -19,6 +19,7 @@ EPOCH: Millis = 1_704_067_200_000
 MAX_SLOT = 1023
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u to misread
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _VALUE = {letter: value for value, letter in enumerate(_ALPHABET)}
 _TEXT = re.compile(r"[0-9a-hjkmnp-tv-z]{13}")
 
