@@ -165,14 +165,17 @@ class Segment:
         """The next commit's share of what waits."""
         batch = writes.Batch(drop_bodies=self.drop_bodies, orphans=self._orphans)
         pending, items = self._pending, batch.items
-        octets = 0
-        while pending and len(items) < writes.ITEMS and octets < writes.OCTETS:
+        octets = values = 0
+        while pending and octets < writes.OCTETS and values < writes.VALUES:
             item = pending.popleft()
             if type(item) is writes.Accept:
                 if item.large:
                     self._large.append(item)
                     continue
                 octets += len(item.content)
+                values += len(item.recipients)
+            elif type(item) is writes.Settle:
+                values += len(item.updates)
             items.append(item)
         batch.octets = octets
         for _ in range(min(PARTS, len(self._large))):
@@ -376,10 +379,12 @@ class Segment:
         """Commit what is pending, checkpoint, and let go of the file. It opens again when used."""
         await self.drain()
         async with self._opening:
-            for connection in (self._reader, self._keeper, self._writer):
+            connections = (self._reader, self._keeper, self._writer)
+            # whoever comes from now on waits for the lock, and opens anew
+            self._reader = self._keeper = self._writer = None
+            for connection in connections:
                 if connection is not None:
                     try:
                         await connection.close()
                     except sqlite3.Error as error:
                         structlog.get_logger("relayd.spool").warning("spool_close_failed", error=str(error))
-            self._reader = self._keeper = self._writer = None

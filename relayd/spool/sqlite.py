@@ -1,29 +1,27 @@
-"""The Store on SQLite segments: which segment a message lives in, rollover, recovery, and answers over all of them.
+"""The Store on SQLite segments: each verb of mail as writes to one segment, or as an answer over all of them.
 
-What happens inside one segment is segment.py's. Processes never share a slot, so nobody else writes these files.
+Which segments there are is shelf.py's, what happens inside one segment.py's.
+Processes never share a slot, so nobody else writes these files.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import structlog
 
 from relayd.config.models import Spool
 from relayd.core.event import Event, EventKind
-from relayd.core.ids import IdMint, MessageId, format_id, slot_of, time_of
+from relayd.core.ids import MessageId, format_id, time_of
 from relayd.core.lifecycle import State
 from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
-from relayd.spool import codec, files, reads, schema, writes
-from relayd.spool.faults import is_damage, store_error
+from relayd.spool import codec, reads, retention, schema, writes
 from relayd.spool.filter import QueueFilter
 from relayd.spool.segment import Segment
+from relayd.spool.shelf import Shelf
 from relayd.spool.store import (
     Change,
     Delivery,
@@ -38,14 +36,10 @@ from relayd.spool.store import (
 
 PAGE = 500
 """Messages looked at in one read of a long walk."""
-UPKEEP = 200
-"""Messages changed in one transaction of upkeep, between two commits of mail."""
 RECIPIENTS = 10_000
 """Recipients in one answer of due(): a bound on memory where messages have very many."""
 FAILING = 10.0
 """Seconds for which a failed commit counts: where nobody sends any more, no later commit would tell that it healed."""
-OPEN_FINISHED = 8
-"""Finished segments that stay open after a look into them."""
 
 
 class SqliteStore:
@@ -55,157 +49,41 @@ class SqliteStore:
     """
 
     def __init__(self, directory: Path, slot: int, slots: int, settings: Spool, clock: Callable[[], Millis]) -> None:
-        if not 0 <= slot < slots:
-            raise ValueError(f"slot {slot} of {slots}")
-        self.damaged = 0
-        """Segments set aside since the store was opened."""
-        self._failed_at: float | None = None
-        self._watchers: list[Callable[[float, int], None]] = []
-        self._directory = directory
-        self._slot = slot
-        self._slots = slots
-        self._settings = settings
-        self._clock = clock
-        self._mint = IdMint(slot)
-        self._last_id: MessageId = 0
-        self._segments: dict[int, list[Segment]] = {slot: []}
-        """Per slot, by start."""
-        self._roll_at: Millis = 0
+        self._shelf = Shelf(directory, slot, slots, settings, clock, owner=self)
         self._fresh: set[MessageId] = set()
         """Accepted, but those who wait for the commit have not heard of it yet."""
         self._readers: list[Callable[[Sequence[Event]], None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    # ---------------------------------------------------------------- opening and closing
+        self._watchers: list[Callable[[float, int], None]] = []
+        self._failed_at: float | None = None
 
     async def open(self) -> None:
         """Recover what is on disk and begin. Raises StoreError: of a newer schema before anything is changed."""
-        log = structlog.get_logger("relayd.spool")
-        try:
-            found = await asyncio.to_thread(self._survey)
-            for slot, path in found:
-                await self._recover(slot, path)
-            if not self._segments[self._slot]:
-                self._begin_segment(self._clock())
-            else:
-                self._resume(self._segments[self._slot][-1])
-            await self._segments[self._slot][-1].open_now()
-        except OSError as error:
-            raise store_error(error) from error
-        waiting = [segment for segment in self._all() if segment.waiting]
-        log.info(
-            "spool_recovered",
-            slot=self._slot,
-            adopted=sorted(slot for slot in self._segments if slot != self._slot),
-            segments=len(found),
-            waiting=len(waiting),
-            damaged=self.damaged,
-        )
-
-    def _survey(self) -> list[tuple[int, Path]]:
-        """Every segment that is ours, after a look at all versions. Raises StoreError, OSError."""
-        mine = [
-            slot
-            for slot in files.slots_on_disk(self._directory)
-            if slot == self._slot or (slot >= self._slots and slot % self._slots == self._slot)
-        ]
-        found = [
-            (slot, path) for slot in mine for path in files.segments_in(files.slot_directory(self._directory, slot))
-        ]
-        for _, path in found:
-            version = files.version_of(path)
-            if version is not None and version > schema.VERSION:
-                raise StoreError(
-                    f"{path} was written by a newer relayd (schema {version}, this one knows {schema.VERSION});"
-                    " nothing was changed"
-                )
-        files.make_folder(files.slot_directory(self._directory, self._slot))
-        return found
-
-    async def _recover(self, slot: int, path: Path) -> None:
-        segment = self._segment(path, slot)
-        try:
-            standing, segment.octets = await asyncio.to_thread(_probe, path)
-        except sqlite3.Error as error:
-            if not is_damage(error):
-                raise store_error(error) from error
-            self._segments.setdefault(slot, [])
-            segment.newest = await asyncio.to_thread(self._last_possible, path)
-            await self._set_aside(segment, error)
-        else:
-            segment.waiting = standing.waiting or standing.owed
-            segment.newest = standing.newest
-            self._segments.setdefault(slot, []).append(segment)
-            if segment.waiting:
-                await segment.open_now()
-        if slot == self._slot:
-            # neither ids nor the start of a later segment may fall behind what is there
-            self._last_id = max(self._last_id, segment.newest or 0, reads.first_id(segment.start) - 1)
-            self._mint.after(self._last_id)
-
-    def _last_possible(self, path: Path) -> MessageId:
-        """An id above those of a file that cannot be read, by when it was last written to (if that is credible)."""
-        written = round(path.stat().st_mtime * 1000) + 1
-        return reads.first_id(written) if written <= self._clock() + reads.SKEW else 0
-
-    def _segment(self, path: Path, slot: int, *, make: bool = False) -> Segment:
-        return Segment(path, slot, self, drop_bodies=self._settings.keep_body == 0, make=make)
-
-    def _resume(self, segment: Segment) -> None:
-        self._roll_at = segment.start + round(self._settings.segment * 1000)
-        segment.measure_every = max(self._settings.segment_size // 16, 1)
-        self._roll_when_full(segment)
-
-    def _begin_segment(self, now: Millis) -> None:
-        """Ids minted from now on belong to a new file. It is made when first written to."""
-        mine = self._segments[self._slot]
-        start = max(now, time_of(self._last_id) + 1 if self._last_id else 0, mine[-1].start + 1 if mine else 0)
-        # every later id is of that moment or after it, even if the clock steps back
-        self._mint.after(reads.first_id(start) - 1)
-        folder = files.slot_directory(self._directory, self._slot)
-        segment = self._segment(folder / files.name_of(start), self._slot, make=True)
-        if mine:
-            mine[-1].measure_every = 0
-        mine.append(segment)
-        self._resume(segment)
-
-    def _roll_when_full(self, segment: Segment) -> None:
-        if segment.octets >= self._settings.segment_size:
-            self._roll_at = 0
+        await self._shelf.open()
 
     def apply(self, settings: Spool) -> None:
         """Take changed settings; a new period or size holds from the next segment on."""
-        self._settings = settings
-        for segment in self._all():
-            segment.drop_bodies = settings.keep_body == 0
+        self._shelf.apply(settings)
 
     async def close(self) -> None:
         """Commit what is pending, checkpoint and close."""
-        for segment in self._all():
-            await segment.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._shelf.close()
+
+    @property
+    def damaged(self) -> int:
+        """Segments set aside since the store was opened."""
+        return self._shelf.damaged
 
     # ---------------------------------------------------------------- writing
 
     def mint(self) -> MessageId:
         """A fresh id of this worker."""
-        now = self._clock()
-        if now >= self._roll_at:
-            current = self._segments[self._slot][-1]
-            if current.newest is None and current.idle:
-                # nothing is in it yet: it serves for another period
-                self._roll_at = now + round(self._settings.segment * 1000)
-            else:
-                self._begin_segment(now)
-        self._last_id = self._mint.next(now)
-        return self._last_id
+        return self._shelf.mint()
 
     def accept(self, message: Message, recipients: Sequence[Waiting], content: bytes) -> asyncio.Future[None]:
         """Keep message, recipients and their `accepted` events in one durable transaction."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number, sender = message.id, message.envelope.sender
-        segment = self._home(number)
+        segment = self._shelf.home(number)
         if segment is None:
             future.set_exception(StoreError(f"{format_id(number)} is not an id of this worker"))
             return future
@@ -234,13 +112,15 @@ class SqliteStore:
         self._fresh.add(number)
         segment.waiting = True
         segment.submit(writes.Accept(future, number, codec.message_row(message), content, rows, event_rows, events))
+        if future.done():
+            self._fresh.discard(number)
         return future
 
     def settle(self, settlement: Settlement) -> asyncio.Future[None]:
         """Write attempt, recipient states and events in one durable transaction, in the message's own segment."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         message = settlement.message
-        segment = self._home(message)
+        segment = self._shelf.home(message)
         if segment is None:
             future.set_exception(NoSuchMessageError(f"no message {format_id(message)} here"))
             return future
@@ -276,7 +156,7 @@ class SqliteStore:
     def noticed(self, message: MessageId, ns: Sequence[int]) -> asyncio.Future[None]:
         """The owed reports about these recipients are made: clear their `notice`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        segment = self._home(message)
+        segment = self._shelf.home(message)
         if segment is None:
             future.set_exception(NoSuchMessageError(f"no message {format_id(message)} here"))
         else:
@@ -318,70 +198,11 @@ class SqliteStore:
                 except Exception:  # noqa: BLE001 - a faulty reader must not stop the mail
                     structlog.get_logger("relayd.spool").exception("event_reader_failed")
         if segment.measure_every:
-            self._roll_when_full(segment)
-
-    # ---------------------------------------------------------------- finding segments
-
-    def _all(self) -> list[Segment]:
-        return [segment for segments in self._segments.values() for segment in segments]
-
-    def _home(self, message: MessageId) -> Segment | None:
-        """The segment of an id: the last one that starts at or before the id's moment."""
-        segments = self._segments.get(slot_of(message))
-        if not segments:
-            return None
-        at = time_of(message)
-        if segments[-1].start <= at:
-            return segments[-1]
-        place = bisect_right(segments, at, key=lambda segment: segment.start)
-        return segments[place - 1] if place else None
-
-    async def _read_home(self, message: MessageId) -> Segment:
-        segment = self._home(message)
-        if segment is None:
-            raise NoSuchMessageError(f"no message {format_id(message)} here")
-        if not segment.open:
-            await self._close_unused(OPEN_FINISHED - 1)
-        return segment
-
-    async def _close_unused(self, leave: int) -> None:
-        """Close finished segments that nobody uses, all but the `leave` last used ones."""
-        current = self._segments[self._slot][-1]
-        unused = [
-            segment
-            for segment in self._all()
-            if segment.open and segment is not current and not segment.waiting and segment.idle
-        ]
-        unused.sort(key=lambda segment: segment.used_at, reverse=True)
-        for segment in unused[leave:]:
-            if segment.idle:
-                await segment.close()
+            self._shelf.roll_when_full(segment)
 
     def broken(self, segment: Segment, error: Exception) -> None:
         """A segment turned out to be damaged while at work (Owner)."""
-        segments = self._segments[segment.slot]
-        current = segment.slot == self._slot and segments[-1] is segment
-        segments.remove(segment)
-        if current:
-            self._begin_segment(self._clock())
-        task = asyncio.get_running_loop().create_task(
-            self._retire(segment, error), name=f"spool set aside {segment.path.name}"
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _retire(self, segment: Segment, error: Exception) -> None:
-        await segment.close()
-        await self._set_aside(segment, error)
-
-    async def _set_aside(self, segment: Segment, error: Exception) -> None:
-        log = structlog.get_logger("relayd.spool")
-        self.damaged += 1
-        try:
-            aside = str(await asyncio.to_thread(files.set_aside, segment.path))
-        except (OSError, StoreError) as failure:
-            aside = f"failed: {failure}"
-        log.error("segment_damaged", segment=str(segment.path), error=str(error), set_aside=aside)
+        self._shelf.broken(segment, error)
 
     # ---------------------------------------------------------------- what is to be done
 
@@ -393,7 +214,7 @@ class SqliteStore:
         heads: list[tuple[Millis, MessageId, int, Segment]] = []
         more = False
         later: list[Millis] = []
-        for segment in self._waiting():
+        for segment in self._shelf.waiting():
             found, cut = await self._due_heads(segment, lane, now, limit, skip)
             heads += [(head.due, head.message, head.recipients, segment) for head in found]
             more = more or cut
@@ -436,14 +257,11 @@ class SqliteStore:
                 return list(chosen.values()), False
             place = (heads[-1].due, heads[-1].message)
 
-    def _waiting(self) -> list[Segment]:
-        return [segment for segment in self._all() if segment.waiting]
-
     async def lanes(self) -> list[LaneDepth]:
         """Every lane that has waiting recipients (held and parked ones not counted)."""
         depth: dict[str, int] = {}
         oldest: dict[str, MessageId] = {}
-        for segment in self._waiting():
+        for segment in self._shelf.waiting():
             for lane, count, message in await segment.read(reads.lanes):
                 depth[lane] = depth.get(lane, 0) + count
                 oldest[lane] = min(oldest.get(lane, message), message)
@@ -452,7 +270,7 @@ class SqliteStore:
     async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
         """Look at the routes again for every recipient that is not final; how many changed lanes."""
         changed = 0
-        for segment in self._waiting():
+        for segment in self._shelf.waiting():
             after: MessageId = -1
             while True:
                 page = await segment.read(reads.after_messages, reads.UNFINISHED, after, reads.LAST, PAGE)
@@ -482,7 +300,7 @@ class SqliteStore:
         """By the moment in the id, which is when the message was accepted."""
         before = reads.first_id(accepted_before)
         found: list[Delivery] = []
-        for segment in self._waiting():
+        for segment in self._shelf.waiting():
             if segment.start < accepted_before and len(found) < limit:
                 found += await segment.after_mark(condition, before, limit - len(found))
         return found
@@ -490,7 +308,7 @@ class SqliteStore:
     async def owing(self, limit: int) -> list[MessageId]:
         """Messages with a report owed to their sender."""
         found: list[MessageId] = []
-        for segment in self._waiting():
+        for segment in self._shelf.waiting():
             if len(found) < limit:
                 found += await segment.read(reads.owing, limit - len(found))
         return found
@@ -499,105 +317,23 @@ class SqliteStore:
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""
-        return await (await self._read_home(message)).read(reads.content, message)
+        return await (await self._shelf.open_home(message)).read(reads.content, message)
 
     async def history(self, message: MessageId) -> History:
         """Everything known of a message. Raises NoSuchMessageError."""
-        return await (await self._read_home(message)).read(reads.history, message)
+        return await (await self._shelf.open_home(message)).read(reads.history, message)
 
     async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
         """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
         found: list[Delivery] = []
-        for segment in self._waiting():
+        for segment in self._shelf.waiting():
             found += await segment.read(reads.matching, wanted, after, limit)
         found.sort(key=lambda delivery: delivery.message.id)
         return found[:limit]
 
-    # ---------------------------------------------------------------- keeping
-
     async def retain(self, now: Millis) -> None:
         """Drop bodies and whole segments past their keeping time; never anything that still waits."""
-        keep, keep_body = round(self._settings.keep * 1000), round(self._settings.keep_body * 1000)
-        for slot, segments in list(self._segments.items()):
-            for segment in list(segments):
-                if segment.gone is not None:
-                    continue
-                current = slot == self._slot and segment is segments[-1]
-                try:
-                    if not current and await self._unlink_if_past(segment, now - keep):
-                        continue
-                    if keep_body < keep:
-                        await self._drop_bodies(segment, now - keep_body, compact=not current)
-                except StoreError as error:
-                    structlog.get_logger("relayd.spool").error(
-                        "retention_failed", segment=str(segment.path), error=str(error)
-                    )
-        await self._close_unused(0)
-
-    async def _unlink_if_past(self, segment: Segment, before: Millis) -> bool:
-        """Remove a segment that ended before a moment and in which nothing waits or is owed."""
-        if segment.waiting and segment.idle:
-            commits = segment.commits
-            standing = await segment.read(reads.standing)
-            # what was committed meanwhile has its say in the next round
-            if not (standing.waiting or standing.owed) and segment.idle and segment.commits == commits:
-                segment.waiting = False
-        if segment.waiting or not segment.idle or self._end(segment) > before:
-            return False
-        self._segments[segment.slot].remove(segment)
-        segment.gone = NoSuchMessageError("past its keeping time")
-        await segment.close()
-        try:
-            await asyncio.to_thread(files.remove, segment.path)
-        except OSError as error:
-            raise store_error(error) from error
-        structlog.get_logger("relayd.spool").info("segment_removed", segment=str(segment.path))
-        return True
-
-    def _end(self, segment: Segment) -> Millis:
-        """The moment after which no message of the segment was accepted."""
-        segments = self._segments[segment.slot]
-        place = segments.index(segment) + 1
-        if place < len(segments):
-            return segments[place].start
-        return segment.start if segment.newest is None else time_of(segment.newest) + 1
-
-    async def _drop_bodies(self, segment: Segment, before: Millis, *, compact: bool) -> None:
-        """Drop the bodies of messages whose last recipient became final before a moment."""
-        if segment.start > before or segment.bodies_dropped:
-            return
-        after: MessageId = -1
-        left = False
-        dropped = 0
-        while True:
-            page = await segment.read(reads.bodies, after, reads.first_id(before), UPKEEP)
-            if not page:
-                break
-            after = page[-1]
-            count = await segment.work(writes.drop_bodies, page, before)
-            dropped += count
-            left = left or count < len(page)
-        if dropped:
-            structlog.get_logger("relayd.spool").info("bodies_dropped", segment=str(segment.path), messages=dropped)
-        if compact and not segment.waiting:
-            await segment.work(writes.compact)
-            # all bodies are gone for good: the next rounds need not look
-            segment.bodies_dropped = not left
-
-
-def _probe(path: Path) -> tuple[reads.Standing, int]:
-    """Recover a segment after whatever happened to it; what is in it and its size. Raises sqlite3.Error."""
-    with closing(schema.connect(path)) as db:
-        if db.execute("PRAGMA user_version").fetchone()[0] != schema.VERSION:
-            raise _not_a_segment()
-        writes.drop_unfinished_parts(db)
-        return reads.standing(db), reads.used_octets(db)
-
-
-def _not_a_segment() -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError("the file is not a segment")
-    error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
-    return error
+        await retention.retain(self._shelf, now)
 
 
 def _check_due(waiting: Waiting) -> None:

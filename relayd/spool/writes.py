@@ -22,8 +22,8 @@ CHUNK = 32
 """Rows of one statement."""
 OCTETS = 4 * 1024**2
 """Bodies of one commit: a larger one is slow enough for others to notice."""
-ITEMS = 400
-"""Messages and settlements of one commit."""
+VALUES = 20_000
+"""Values of recipients in one commit: some 2,000 of them, however many messages they belong to."""
 PART = 1024**2
 """Octets of one part of a large body."""
 LARGE = 2 * PART

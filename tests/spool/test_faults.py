@@ -109,7 +109,7 @@ async def test_damage_found_at_work_is_set_aside_and_new_mail_goes_on(
         await store.history(old[0].message.id)
     fresh = await keep(store)
     assert (await store.history(fresh.message.id)).message == fresh.message
-    assert store._segments[0][-1].path != path
+    assert store._shelf.current.path != path
     await store.close()
     assert store.damaged == 1
     assert path.with_name(path.name + ".damaged").exists()
@@ -147,7 +147,7 @@ def _cap(db: sqlite3.Connection, pages: int) -> None:
 async def test_without_room_nothing_is_promised_and_room_is_enough_to_go_on(store: SqliteStore) -> None:
     """SQLite's own limit stands for a full disk: the same SQLITE_FULL, at a place of our choice."""
     kept = await keep(store)
-    [segment] = store._all()
+    [segment] = store._shelf.all()
     await segment.work(_cap, 20)
     tries = [make_message(store.mint(), content=b"x" * 100_000) for _ in range(3)]
     answers = await asyncio.gather(
@@ -171,7 +171,7 @@ async def test_without_room_nothing_is_promised_and_room_is_enough_to_go_on(stor
 
 async def test_a_large_message_that_found_no_room_half_way_leaves_nothing(store: SqliteStore, directory: Path) -> None:
     await keep(store)
-    [segment] = store._all()
+    [segment] = store._shelf.all()
     await segment.work(_cap, 6 * PART // schema.PAGE)
     large = make_message(store.mint(), content=b"x" * (20 * PART))
     with pytest.raises(StoreFullError):

@@ -178,7 +178,7 @@ async def test_finished_segments_are_opened_when_asked_and_closed_again(open_sto
         clock.advance(3600)
     await store.close()
     store = await open_store(segment=3600.0)
-    is_open = lambda: sum(segment.open for segment in store._all())  # noqa: E731
+    is_open = lambda: sum(segment.open for segment in store._shelf.all())  # noqa: E731
     assert is_open() == 1
     for mail in mails:
         assert await store.content(mail.message.id) == CONTENT
@@ -286,6 +286,20 @@ class TestRetention:
         assert await has_content() == [False] * 5
         assert (directory / "000" / segments(directory)[0]).stat().st_size < LARGE
         assert (await store.history(large.message.id)).recipients[0].state is State.DELIVERED
+
+    async def test_bodies_of_one_file_go_as_their_time_comes(self, open_store: OpenStore, clock: Clock) -> None:
+        store = await open_store(segment=DAY, keep=40.0 * DAY, keep_body=7.0 * DAY)
+        mails = []
+        for _ in range(4):
+            mails.append(await keep(store))
+            await finish(store, mails[-1], at=clock())
+            clock.advance(DAY / 3)
+        clock.advance(5.5 * DAY)
+        for gone in range(4):
+            await store.retain(clock())
+            found = [(await store.history(mail.message.id)).has_content for mail in mails]
+            assert found == [False] * gone + [True] * (4 - gone)
+            clock.advance(DAY / 3)
 
     async def test_without_keep_body_content_goes_with_the_last_outcome(self, open_store: OpenStore) -> None:
         store = await open_store(keep_body=0.0)
