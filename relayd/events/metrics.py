@@ -137,9 +137,9 @@ class Metrics:
         for event in events:
             tally, keys = table[event.kind]
             detail = event.detail
-            tally.add(*[str(detail.get(key) or "") for key in keys])
-            if event.kind is EventKind.ACCEPTED and event.n == 0:
-                self._messages.add(str(detail.get("listener") or ""))
+            tally.count(tuple([detail.get(key) or "" for key in keys]))
+            if event.n == 0 and event.kind is EventKind.ACCEPTED:
+                self._messages.count((detail.get("listener") or "",))
 
     def commit(self, seconds: float, changes: int) -> None:
         """One commit took that long and carried so many changes."""

@@ -14,7 +14,8 @@ FLUSH = 1.0
 MOST_LABELS = 500
 """Label combinations of one counter; further ones are counted as "other"."""
 
-Labels = tuple[str, ...]
+Labels = tuple[object, ...]
+"""Label values; prometheus_client writes them as str says."""
 
 
 class Tally:
@@ -31,6 +32,10 @@ class Tally:
 
     def add(self, *labels: str, count: float = 1) -> None:
         """Count, under these label values."""
+        self.count(labels, count)
+
+    def count(self, labels: Labels, count: float = 1) -> None:
+        """The same for labels that are a tuple already."""
         pending = self.pending
         if not pending:
             self._wake.wake()
