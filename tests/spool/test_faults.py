@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -223,6 +224,34 @@ async def test_a_disk_that_fills_up_and_is_emptied_again(small_disk: Path, clock
         assert ids(due.deliveries) == ids(kept[1:])
     finally:
         await store.close()
+
+
+async def test_a_disk_that_refuses_to_write_and_heals(store: SqliteStore) -> None:
+    """A limit on file size makes every write past it fail as on a broken disk: SQLITE_IOERR, not SQLITE_FULL."""
+    kept = await keep(store)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        refused = [
+            await asyncio.wait_for(_outcome(future), 10)
+            for future in (
+                store.accept(make_message(store.mint()), [make_waiting()], CONTENT),
+                store.settle(make_settlement(kept.message, kept.recipients, State.DELIVERED)),
+            )
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [type(error) for error in refused] == [StoreError] * 2
+    assert store.failing
+    assert ids((await store.due("acme", NOW, 10, ())).deliveries) == [kept.message.id]
+    await store.settle(make_settlement(kept.message, kept.recipients, State.DELIVERED))
+    assert (await store.history((await keep(store)).message.id)).has_content
+    assert not store.failing
+
+
+async def _outcome(future: asyncio.Future[None]) -> BaseException | None:
+    await asyncio.wait([future])
+    return future.exception()
 
 
 async def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path, clock: Clock) -> None:
