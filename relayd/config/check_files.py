@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from relayd.config.fault import Fault, Loc, Positions, Severity, printable
-from relayd.config.models import Config, SMTPUpstream
+from relayd.config.models import Config, SMTPUpstream, draft_of
 from relayd.config.sources import reason
 
 _WARNING = Severity.WARNING
@@ -125,6 +125,8 @@ class _Files:
                 remedy = "Put your certificate and key there, unless this is meant"
                 yield self._at.fault(("tls", "certificate"), problem, remedy, _WARNING)
             return
+        if _absent(certificate) and not _absent(draft_of(certificate)):
+            return  # a first start was cut short between the two; the next one finishes it
         private = self._key(("tls", "key"), key, "Put the certificate's private key there")
         chain = self._chain(("tls", "certificate"), certificate)
         yield from (fault for fault in (private, chain) if isinstance(fault, Fault))

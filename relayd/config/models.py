@@ -412,6 +412,11 @@ class Log(Model):
     )
 
 
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it is put in its place whole."""
+    return path.with_name(f"{path.name}.new")
+
+
 def _workers(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(value, str) and value.isascii() and value.isdigit():

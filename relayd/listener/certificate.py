@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from relayd.config.models import TLSFiles
+from relayd.config.models import TLSFiles, draft_of
 
 _YEARS = datetime.timedelta(days=3650)
 
@@ -29,11 +29,15 @@ def certificate_paths(files: TLSFiles, data_dir: Path) -> tuple[Path, Path]:
 def ensure_certificate(files: TLSFiles, data_dir: Path, hostname: str, now: datetime.datetime) -> bool:
     """Make a self-signed certificate where both files are absent; True when it was made.
 
+    A crash in between leaves nothing, or a key whose certificate lies ready beside it: that one is put in place.
     Raises FileNotFoundError where only one of the two is there: nobody's key is ever replaced.
     """
     certificate, key = certificate_paths(files, data_dir)
     if certificate.exists() and key.exists():
         return False
+    if key.exists() and draft_of(certificate).exists():
+        draft_of(certificate).rename(certificate)
+        return True
     for there, missing in ((certificate, key), (key, certificate)):
         if there.exists():
             raise FileNotFoundError(f"tls: {there} is there, but {missing} is not: give both files or neither")
@@ -56,8 +60,10 @@ def ensure_certificate(files: TLSFiles, data_dir: Path, hostname: str, now: date
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(key, pem, 0o600)
-    _write(certificate, signed.public_bytes(serialization.Encoding.PEM), 0o644)
+    _write(draft_of(key), pem, 0o600)
+    _write(draft_of(certificate), signed.public_bytes(serialization.Encoding.PEM), 0o644)
+    draft_of(key).rename(key)
+    draft_of(certificate).rename(certificate)
     return True
 
 
@@ -68,9 +74,12 @@ def _names(hostname: str) -> list[x509.GeneralName]:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
+    path.unlink(missing_ok=True)  # left by a start that was cut short
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def server_context(files: TLSFiles, data_dir: Path) -> ssl.SSLContext:

@@ -252,10 +252,17 @@ async def test_killed_between_the_transactions_of_one_message(make_daemon: MakeD
         assert doomed == [[each] for each in MIXED]
 
 
-@pytest.mark.parametrize("step", list(STARTING))
-async def test_killed_while_it_starts_for_the_first_time(make_daemon: MakeDaemon, step: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [
+        *((step, 1) for step in STARTING),
+        ("key and certificate are written", 2),
+        ("key and certificate are put in place", 2),
+    ],
+)
+async def test_killed_while_it_starts_for_the_first_time(make_daemon: MakeDaemon, step: str, nth: int) -> None:
     daemon = make_daemon()
-    await daemon.start(ready=False, plan={"crash": {"step": step}})
+    await daemon.start(ready=False, plan={"crash": {"step": step, "nth": nth}})
     assert await daemon.ended() == -signal.SIGKILL, daemon.log_text()
     await daemon.start()
     async with Client(daemon.port) as client:

@@ -280,7 +280,8 @@ REPORTING: dict[str, Step] = {
 """From a final failure to the report about it, in their order."""
 
 STARTING: dict[str, Step] = {
-    "the certificate's key is written": Step("relayd.listener.certificate:_write", "after", _always),
+    "key and certificate are written": Step("relayd.listener.certificate:_write", "after", _always),
+    "key and certificate are put in place": Step("pathlib:Path.rename", "after", _always),
     "before a segment has its tables": Step("relayd.spool.schema:create_tables", "before", _always),
     "a segment has its tables": Step("relayd.spool.schema:create_tables", "after", _always),
     "a segment is made": Step("relayd.spool.files:make_segment", "after", _always),
