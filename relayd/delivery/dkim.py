@@ -234,6 +234,7 @@ class SigningPool:
     def __init__(self, signer: Signer, *, threads: int = 1, inline: int = INLINE) -> None:
         self.signer = signer
         self._inline = inline
+        self._closed = False
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="dkim")
 
     async def signed(self, content: bytes, from_domain: str) -> bytes:
@@ -242,11 +243,14 @@ class SigningPool:
             return content
         if len(content) <= self._inline:
             return self._signed(content, from_domain)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._signed, content, from_domain)
+        # mail that is under way while a new configuration takes over comes after `close`: it finds a thread elsewhere
+        executor = None if self._closed else self._executor
+        return await asyncio.get_running_loop().run_in_executor(executor, self._signed, content, from_domain)
 
     def _signed(self, content: bytes, from_domain: str) -> bytes:
         return self.signer.sign(content, from_domain) + content
 
     def close(self) -> None:
-        """Let the threads end; what they are at is finished first."""
+        """Let the threads end; what they are at is finished first. The pool goes on working, without them."""
+        self._closed = True
         self._executor.shutdown(wait=False)

@@ -16,13 +16,13 @@ from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, FlowControlMixin, SMTPP
 from aiosmtplib.response import SMTPResponse
 
 from relayd.delivery.dialogue import Dialogue
+from relayd.delivery.dots import CHUNK, piece, stuffed
 
 MAX_LINE = 8192
 """Octets of one reply line (RFC 5321 4.5.3.1.5 asks for 512; real ones are longer)."""
 MAX_LINES = 200
 MAX_REPLY = 65536
-CHUNK = 65536
-"""Content goes out in pieces of this size, so that a big message neither blocks the loop nor fills our memory twice."""
+_GROUPED = 4096
 
 RawReply = tuple[int, bytes]
 """Code and text, lines joined by LF."""
@@ -199,7 +199,8 @@ class ReplyProtocol(SMTPProtocol):
             self.stray = self.stray or (code, text)
             self._wake()
             return
-        self._replies.append((code, text))
+        # in a group nobody needs more of a reply than this; EHLO, the only long one, comes alone
+        self._replies.append((code, text[:_GROUPED] if self._awaited > 1 else text))
         self._awaited -= 1
         if self.ended:
             self._wake()
@@ -330,13 +331,13 @@ class ReplyProtocol(SMTPProtocol):
         last = (len(octets) - 1) // CHUNK * CHUNK
         for start in range(0, last, CHUNK):
             self._arm(progress)
-            self._put(_piece(octets, view, start))
+            self._put(piece(octets, view, start))
             await self._flush()
             if self.stray is not None or self.ended or self.fault:
                 self._disarm()
                 return None
         self._disarm()
-        return bytes(_piece(octets, view, last))
+        return bytes(piece(octets, view, last))
 
     # what aiosmtplib's client calls while it connects
 
@@ -399,19 +400,3 @@ class ReplyProtocol(SMTPProtocol):
             raise ConnectionResetError("the connection ended in the TLS handshake")
         self.transport = transport
         self._over_ssl = True
-
-
-def stuffed(octets: bytes) -> bytes:
-    """Content as DATA wants it: a dot more before each line that begins with one (RFC 5321 4.5.2)."""
-    if b"\n." in octets:
-        octets = octets.replace(b"\n.", b"\n..")
-    return b"." + octets if octets.startswith(b".") else octets
-
-
-def _piece(octets: bytes, view: memoryview, start: int) -> bytes | memoryview:
-    """One chunk with dots doubled; a dot at its very start counts when the chunk before ended a line."""
-    end = start + CHUNK
-    extra = octets[start : start + 1] == b"." and (start == 0 or octets[start - 1] == 0x0A)
-    if not extra and octets.find(b"\n.", start, end) < 0:
-        return view[start:end]
-    return (b"." if extra else b"") + octets[start:end].replace(b"\n.", b"\n..")

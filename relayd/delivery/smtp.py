@@ -16,7 +16,7 @@ from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply, parse_reply
 from relayd.delivery.client import OPEN_ERRORS, Client
 from relayd.delivery.commands import Offers, Plan, plan
-from relayd.delivery.dialogue import MASK
+from relayd.delivery.dialogue import MASK, printable
 from relayd.delivery.failures import malformed, of_fault, of_opening
 from relayd.delivery.protocol import RawReply, ReplyProtocol
 from relayd.delivery.session import ConnectFailedError, Outgoing, Sent
@@ -310,8 +310,8 @@ def _seen(client: Client, protocol: ReplyProtocol, secrets: Sequence[str]) -> Se
     cipher = ssl_object.cipher() if ssl_object is not None else None
     return Seen(
         client.address,
-        redact(parse_reply(220, client.greeting).text, secrets),
-        dict(client.esmtp_extensions),
+        redact(_plain(client.greeting), secrets),
+        {_plain(name): _plain(value) for name, value in client.esmtp_extensions.items()},
         ssl_object.version() if ssl_object is not None else None,
         cipher[0] if cipher else None,
         _certificate(ssl_object.getpeercert() if ssl_object is not None else None),
@@ -327,4 +327,9 @@ def _certificate(found: object) -> dict[str, str]:
         key: ", ".join(f"{name}={value}" for rdn in found.get(key, ()) for name, value in rdn)
         for key in ("subject", "issuer")
     }
-    return {**names, "until": str(found.get("notAfter", ""))}
+    return {name: _plain(text) for name, text in (*names.items(), ("until", str(found.get("notAfter", ""))))}
+
+
+def _plain(text: str) -> str:
+    """What a peer said, for a terminal."""
+    return printable(text.encode("utf-8", "replace"))

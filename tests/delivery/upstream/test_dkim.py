@@ -221,6 +221,7 @@ async def test_the_pool_signs_big_mail_in_a_thread_with_the_same_result(signer: 
         assert await pool.signed(MAIL, "other.test") is MAIL
     finally:
         pool.close()
+    assert await pool.signed(big, "shop.test") == signer.sign(big, "shop.test") + big
 
 
 def test_keys_that_cannot_sign_are_named(tmp_path: Path) -> None:

@@ -179,6 +179,12 @@ async def test_a_certificate_that_is_not_to_be_trusted(tls: Any, certificate: Ce
         assert upstream.logins == []
 
 
+async def test_what_an_upstream_shows_has_no_control_characters() -> None:
+    script = {"greeting": b"220 \x1b[31mred\x07\r\n", "EHLO": b"250-x\r\n250 X-\x1bEVIL \x9b\x00y\r\n"}
+    async with FakeUpstream(script) as upstream, session(upstream) as opened:
+        assert all(ord(letter) >= 32 for letter in str(opened.seen().extensions) + opened.seen().greeting)
+
+
 async def test_tls_name_is_the_name_that_counts() -> None:
     async with FakeUpstream(tls="starttls", certificate="wrong-name", users=USERS) as upstream:
         assert kinds(await send(upstream, tls_name="elsewhere.test")) == ["delivered"]

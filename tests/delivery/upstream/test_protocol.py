@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from relayd.delivery import protocol as module
+from relayd.delivery import dots
 from relayd.delivery.dialogue import LIMIT, Dialogue
-from relayd.delivery.protocol import MAX_LINE, MAX_LINES, RawReply, ReplyProtocol, _piece, stuffed
+from relayd.delivery.dots import piece, stuffed
+from relayd.delivery.protocol import MAX_LINE, MAX_LINES, RawReply, ReplyProtocol
 
 WORDS = st.binary(max_size=20).map(lambda octets: octets.replace(b"\n", b"").replace(b"\r", b""))
 REPLY = st.tuples(st.integers(200, 599).filter(lambda code: code != 421), st.lists(WORDS, min_size=1, max_size=4))
@@ -115,6 +116,18 @@ async def test_nonsense_ends_the_connection(data: bytes, words: str) -> None:
     assert not protocol.clean
 
 
+async def test_replies_that_drip_in_do_not_put_off_the_end_for_ever() -> None:
+    loop = asyncio.get_running_loop()
+    protocol = ReplyProtocol(loop, greeting=False)
+    protocol.connection_made(Wire())
+    task = asyncio.ensure_future(protocol.exchange(b"X\r\n" * 3, 3, timeout=3600, total=0.05))
+    await asyncio.sleep(0)
+    protocol.data_received(b"250 one\r\n")
+    assert await task == [(250, b"one")]
+    assert isinstance(protocol.fault, TimeoutError)
+    protocol.connection_lost(None)
+
+
 async def test_421_ends_the_wait_for_more() -> None:
     got, protocol = await replies_to(3, [b"250 a\r\n421 bye\r\n"])
     assert [code for code, _ in got] == [250, 421]
@@ -130,9 +143,9 @@ CONTENT = st.lists(
 @given(CONTENT, st.integers(1, 9))
 def test_pieces_make_the_same_octets_as_the_whole(content: bytes, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", size)
+        patch.setattr(dots, "CHUNK", size)
         view = memoryview(content)
-        pieces = [bytes(_piece(content, view, start)) for start in range(0, len(content), size)]
+        pieces = [bytes(piece(content, view, start)) for start in range(0, len(content), size)]
     assert b"".join(pieces) == stuffed(content)
 
 

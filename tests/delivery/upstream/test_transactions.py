@@ -187,8 +187,9 @@ async def test_a_thousand_recipients_neither_block_nor_mix(extensions: tuple[str
         assert len(sent.transcript) <= 32 * 1024
 
 
-async def test_a_reply_before_its_command_ends_the_session() -> None:
-    async with FakeUpstream({"DOT": b"250 taken\r\n250 and more\r\n"}) as upstream, session(upstream) as opened:
+@pytest.mark.parametrize("more", [b"250 and more\r\n", b"25", b"250-and\r\n"])
+async def test_a_reply_before_its_command_ends_the_session(more: bytes) -> None:
+    async with FakeUpstream({"DOT": b"250 taken\r\n" + more}) as upstream, session(upstream) as opened:
         assert kinds(await opened.send(outgoing())) == ["delivered"]
         assert not opened.usable
 
