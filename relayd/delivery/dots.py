@@ -17,7 +17,7 @@ def stuffed(octets: bytes) -> bytes:
 
 
 def piece(octets: bytes, view: memoryview, start: int) -> bytes | memoryview:
-    """One chunk of it; a dot at its very start counts when the chunk before ended a line. `view` is that of `octets`."""
+    """One chunk; a dot at its very start counts when the chunk before ended a line. `view` is that of `octets`."""
     end = start + CHUNK
     extra = octets[start : start + 1] == b"." and (start == 0 or octets[start - 1] == 0x0A)
     if not extra and octets.find(b"\n.", start, end) < 0:
