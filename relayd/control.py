@@ -46,6 +46,10 @@ class ControlError(Exception):
         self.done = done or []
 
 
+class UnknownVerbError(ControlError):
+    """The daemon does not serve this verb: it is older or newer than we are."""
+
+
 class NotRunningError(ControlError):
     """No daemon listens in this data directory."""
 
@@ -160,7 +164,7 @@ class ControlServer:
         verb = request.get("verb")
         handler = self._handlers.get(verb) if isinstance(verb, str) else None
         if handler is None:
-            return {"error": f"the verbs here are {', '.join(sorted(self._handlers))}"}
+            return {"error": f"the verbs here are {', '.join(sorted(self._handlers))}", "unknown": True}
         return await self._run(str(verb), handler, request.get("args", {}))
 
     async def _run(self, verb: str, handler: Handler, args: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +197,8 @@ class Answer:
     result: Any = None
     error: str | None = None
     faults: tuple[str, ...] = ()
+    unknown: bool = False
+    """It does not serve this verb."""
     gone: bool = False
     """Its socket is there but nobody listens: it died, or is being restarted."""
 
@@ -234,6 +240,8 @@ def call(
     failed = [answer for answer in answers if answer.error is not None]
     if not failed:
         return [answer.result for answer in answers]
+    if all(answer.unknown for answer in failed):
+        raise UnknownVerbError(f"the running daemon does not know {verb}: restart it after an upgrade")
     names = len(answers) > 1
     message = "; ".join(f"worker {a.slot}: {a.error}" if names else str(a.error) for a in failed)
     faults = list(dict.fromkeys(fault for answer in failed for fault in answer.faults))
@@ -293,7 +301,12 @@ def _ask_one(path: Path, slot: int | None, verb: str, args: Mapping[str, Any] | 
     except orjson.JSONDecodeError:
         return Answer(slot, error="the daemon closed the connection without an answer")
     if "error" in answer:
-        return Answer(slot, error=str(answer["error"]), faults=tuple(map(str, answer.get("faults", ()))))
+        return Answer(
+            slot,
+            error=str(answer["error"]),
+            faults=tuple(map(str, answer.get("faults", ()))),
+            unknown=bool(answer.get("unknown")),
+        )
     return Answer(slot, result=answer.get("result"))
 
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +20,10 @@ from relayd.cli.common import (
     read_config,
 )
 from relayd.cli.out import Column, print_json, print_table, say, warn
-from relayd.cli.place import data_dir_of
+from relayd.cli.place import data_dir_of, reader_of, routes_of
+
+if TYPE_CHECKING:
+    from relayd.config.models import Route
 
 app = typer.Typer(help="Check, show and compare configurations.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -100,13 +104,11 @@ def diff(
 
     It is compared with what the running daemon uses; without a daemon with the configuration file (--config).
     """
-    from relayd.config.load import load
-
-    new = load(file, environment())
     current = config_path(context, config)
+    file = config_path(context, file)
     data_dir = data_dir_of(current)
-    changes, against = _changes(data_dir, current, file, new)
-    moves = _moves(data_dir, new)
+    changes, against = _changes(data_dir, current, file)
+    moves = _moves(data_dir, routes_of(file))
     if as_json:
         print_json({"compared_with": against, "changes": changes, "routes": moves})
         return
@@ -125,29 +127,33 @@ def diff(
     )
 
 
-def _changes(data_dir: Path, current: Path, file: Path, new: Any) -> tuple[list[str], str]:
+def _changes(data_dir: Path, current: Path, file: Path) -> tuple[list[str], str]:
     from relayd.config.diff import changes
     from relayd.config.load import load
-    from relayd.control import ControlError, NotRunningError, call
+    from relayd.control import ControlError, NotRunningError, UnknownVerbError, call
 
     try:
+        # the daemon knows what it really uses, and has the secrets that this shell may lack
         [answer] = call(data_dir, "config.diff", {"file": str(file.resolve())}, slots="lead", timeout=60.0)
         return [str(change) for change in answer], "the running daemon"
     except NotRunningError:
         pass
+    except UnknownVerbError as error:
+        warn(str(error))
     except ControlError as error:
-        warn(f"the running daemon could not compare: {error}")
-    return [*changes(load(current, environment()), new)], str(current)
+        raise CommandError(str(error), error.faults, FAULT) from None
+    return [*changes(load(current, environment()), load(file, environment()))], str(current)
 
 
-def _moves(data_dir: Path, new: Any) -> list[dict[str, Any]]:
-    """Where the routes of `new` would send what waits now, by pairs of upstreams."""
-    from relayd.cli.place import reader_of
+def _moves(data_dir: Path, new: Sequence[Route]) -> list[dict[str, Any]]:
+    """Where these routes would send what waits now, by pairs of upstreams."""
     from relayd.core.ids import format_id
     from relayd.delivery.routing import RouteTable
     from relayd.spool.filter import QueueFilter
 
-    routes = RouteTable(new.routes)
+    if not (data_dir / "spool").is_dir():
+        return []
+    routes = RouteTable(new)
     counts: dict[tuple[str, str], int] = {}
     examples: dict[tuple[str, str], list[str]] = {}
     with reader_of(data_dir) as reader:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from relayd.cli.common import OK, ConfigOption, JSONOption, config_path
+from relayd.cli.common import FAILED, OK, ConfigOption, JSONOption, config_path
 from relayd.cli.out import Column, age, print_json, print_pairs, print_table, say, span, warn
 from relayd.cli.place import data_dir_of
 
@@ -25,9 +25,21 @@ def serve(context: typer.Context, config: ConfigOption = None) -> None:
     SIGTERM or Ctrl-C ends it once what is in flight is finished. SIGHUP (or `relayd reload`) applies a changed
     configuration without dropping a connection.
     """
+    import structlog
+
+    from relayd.config.fault import ConfigError
     from relayd.workers import serve as run
 
-    raise typer.Exit(run(config_path(context, config)))
+    path = config_path(context, config)
+    try:
+        code = run(path)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # nobody sits before a daemon to run it again with --debug: its log has to tell where it broke
+        structlog.get_logger("relayd.daemon").exception("crashed")
+        raise typer.Exit(FAILED) from error
+    raise typer.Exit(code)
 
 
 def reload(context: typer.Context, config: ConfigOption = None, as_json: JSONOption = False) -> None:

@@ -56,6 +56,8 @@ def _is_typers(error: Exception) -> bool:
 
 def _known(error: Exception) -> tuple[str, list[str], int] | None:
     """Message, details and exit code of the failures that other parts foresee."""
+    import sqlite3
+
     from relayd.config.fault import ConfigError
     from relayd.control import ControlError
     from relayd.spool.store import StoreError
@@ -66,6 +68,8 @@ def _known(error: Exception) -> tuple[str, list[str], int] | None:
         return str(error), error.faults, FAILED
     if isinstance(error, StoreError):
         return str(error), [], FAILED
+    if isinstance(error, sqlite3.Error):
+        return f"the database cannot be used: {error}", [], FAILED
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", [], FAILED

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from relayd.cli.common import CommandError, environment
 
 if TYPE_CHECKING:
-    from relayd.config.models import Config
+    from relayd.config.models import Config, Route
     from relayd.spool.reader import SpoolReader
 
 
@@ -31,6 +31,26 @@ def reader_of(data_dir: Path) -> SpoolReader:
     except FileNotFoundError:
         raise CommandError(f"there is no spool in {data_dir}: relayd has not run there yet") from None
     return SpoolReader(spool)
+
+
+def routes_of(path: Path) -> list[Route]:
+    """The routes of a configuration, whether or not its secrets are to be had here. Raises ConfigError as below."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from relayd.config.document import read_document
+    from relayd.config.load import load
+    from relayd.config.models import Route
+    from relayd.config.types import FromFile
+
+    document = read_document(path, environment())
+    root = document.root.plain() if document.root is not None else None
+    if isinstance(root, dict) and not any(loc and loc[0] == "routes" for loc in document.faulty):
+        try:
+            context = FromFile(path.absolute().parent)
+            return TypeAdapter(list[Route]).validate_python(root.get("routes"), context=context)
+        except ValidationError:
+            pass
+    return load(path, environment()).routes
 
 
 def without_secrets(path: Path) -> Config:

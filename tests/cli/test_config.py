@@ -7,7 +7,7 @@ import yaml
 from argon2 import PasswordHasher
 
 from relayd import control
-from relayd.control import ControlServer
+from relayd.control import ControlError, ControlServer
 from tests.cli.conftest import CANARY, Site, run
 from tests.cli.served import serving
 
@@ -66,7 +66,6 @@ def test_diff_says_what_changes_and_which_mail_moves(spool: Site) -> None:
     assert spool.ids["late"] in done.out
 
 
-@pytest.mark.usefixtures("secret")
 def test_diff_asks_the_running_daemon_what_it_uses(spool: Site) -> None:
     async def answer(args: dict[str, object]) -> object:
         return [f"asked about {args['file']}"]
@@ -76,6 +75,32 @@ def test_diff_asks_the_running_daemon_what_it_uses(spool: Site) -> None:
         found = spool.run("config", "diff", str(spool.config), "--json").json
     assert found["compared_with"] == "the running daemon"
     assert found["changes"] == [f"asked about {spool.config}"]
+
+
+def test_diff_where_the_daemon_finds_faults(spool: Site) -> None:
+    async def refuse(args: dict[str, object]) -> object:
+        raise ControlError("the configuration cannot be used", ["new.yaml:1:1: error: hostname"])
+
+    with serving(ControlServer(control.supervisor_socket(spool.data), {"config.diff": refuse})):
+        done = spool.run("config", "diff", str(spool.config))
+    assert done.code == 2
+    assert "new.yaml:1:1" in done.err
+
+
+@pytest.mark.usefixtures("secret")
+def test_diff_beside_an_older_daemon_compares_the_files(spool: Site) -> None:
+    with serving(ControlServer(control.supervisor_socket(spool.data), {})):
+        done = spool.run("config", "diff", str(spool.config))
+    assert done.code == 0
+    assert "restart it after an upgrade" in done.err
+    assert f"Compared with {spool.config}" in done.out
+
+
+@pytest.mark.usefixtures("secret")
+def test_diff_where_nothing_ran_yet(site: Site) -> None:
+    done = site.run("config", "diff", str(site.config))
+    assert done.code == 0
+    assert "nothing changes" in done.out
 
 
 @pytest.mark.usefixtures("secret")

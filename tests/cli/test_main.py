@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from relayd.cli import audit
 from relayd.cli.reference import render
@@ -44,12 +45,16 @@ def test_every_command_explains_itself() -> None:
     assert "None" not in text
 
 
-@pytest.mark.parametrize("args", [["--nonsense"], ["nonsense"], ["config", "check", "/does/not/exist"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--nonsense"], ["nonsense\x1b[2J"], ["queue", "list", "--limit", "\x1b"], ["config", "check", "/does/not/exist"]],
+)
 def test_wrong_usage_is_exit_code_2(args: list[str]) -> None:
     done = relayd(*args)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr
     assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 def test_the_environment_names_the_configuration(spool: Site) -> None:
@@ -87,6 +92,18 @@ def test_an_unforeseen_failure_tells_its_kind_and_no_secret(spool: Site, monkeyp
     debugged = run("--debug", "-c", str(spool.config), "audit")
     assert debugged.code == 1
     assert "test_main.py" in debugged.err
+
+
+def test_a_daemon_that_breaks_leaves_a_traceback_in_its_log(
+    spool: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: Path) -> int:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("relayd.workers.serve", broken)
+    with capture_logs() as logs:
+        assert spool.run("serve").code == 1
+    assert [(entry["event"], entry["exc_info"]) for entry in logs] == [("crashed", True)]
 
 
 def test_a_file_that_may_not_be_read_is_one_line(spool: Site, monkeypatch: pytest.MonkeyPatch) -> None:
