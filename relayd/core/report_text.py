@@ -45,7 +45,7 @@ SUBJECTS: Mapping[str, str] = {
     "delivered": "Your message was delivered",
 }
 
-_HERE_EN = "This is the mail relay {hostname}. A program wrote this message; nobody reads replies to it."
+_HERE_EN = "This is the mail relay {hostname}.\nA program wrote this message; nobody reads replies to it."
 _HERE_JA = "これはメール中継サーバー {hostname} からの自動通知です。返信されても届きません。"
 
 
@@ -82,11 +82,12 @@ def _japanese(happened: str, after: str, after_temporary: str = "", until: str =
 _WORDS: Mapping[str, tuple[_Words, _Words]] = {
     "failed": (
         _english(
-            "Your message could not be delivered to the address below. We will not try again.",
-            "Please check the address, and what was said about it. Then send the message again, or reach the\n"
-            "person in another way. If the reason is unclear, ask the administrator of this relay and give our number.",
-            "The reason may pass: you can send the message again later. If it keeps failing, ask the administrator\n"
-            "of this relay and give our number.",
+            "Your message could not be delivered to the address below.\nWe will not try again.",
+            "Please check the address, and what was said about it. Then send the message\n"
+            "again, or reach the person in another way. If the reason is unclear, ask the\n"
+            "administrator of this relay and give our number.",
+            "The reason may pass: you can send the message again later. If it keeps\n"
+            "failing, ask the administrator of this relay and give our number.",
         ),
         _japanese(
             "次の宛先にメールを配信できませんでした。再送は行いません。",
@@ -98,8 +99,8 @@ _WORDS: Mapping[str, tuple[_Words, _Words]] = {
     ),
     "delayed": (
         _english(
-            "Your message has not been delivered to the address below yet. We keep trying.",
-            "You need not do anything, and you need not send it again. We will tell you if we give up.",
+            "Your message has not been delivered to the address below yet.\nWe keep trying.",
+            "You need not do anything, and you need not send it again.\nWe will tell you if we give up.",
             until="We try until {until}.",
         ),
         _japanese(
@@ -110,9 +111,9 @@ _WORDS: Mapping[str, tuple[_Words, _Words]] = {
     ),
     "relayed": (
         _english(
-            "Your message to the address below was handed to the next mail server, as you asked to be told.\n"
-            "That server does not report delivery, so this is the last we can say of it.",
-            "You need not do anything. If the message fails there, that server will tell you.",
+            "You asked to be told: your message to the address below was handed to the\n"
+            "next mail server. It does not report delivery, so we can say no more of it.",
+            "You need not do anything. If the message fails there, that server will tell.",
         ),
         _japanese(
             "ご依頼の配信確認です。次の宛先へのメールを、次のメールサーバーに引き渡しました。\n"
@@ -122,7 +123,7 @@ _WORDS: Mapping[str, tuple[_Words, _Words]] = {
     ),
     "delivered": (
         _english(
-            "Your message was delivered to the address below, as you asked to be told.",
+            "You asked to be told: your message was delivered to the address below.",
             "You need not do anything.",
         ),
         _japanese("ご依頼の配信確認です。次の宛先にメールを配信しました。", "お手続きは不要です。"),
