@@ -1,31 +1,27 @@
-"""One SMTP connection from accept to close: the command loop, EHLO, STARTTLS, XCLIENT, and the counts that end it.
+"""One SMTP connection: the command loop, EHLO, STARTTLS, XCLIENT, and the counts that end it.
 
-Octets and time-outs are stream.py's, mail is transaction.py's, AUTH is login.py's, decisions are intake's.
+Octets and time-outs are stream.py's, beginning and end opening.py's, mail transaction.py's, AUTH login.py's; decisions
+are intake's.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from relayd.config.models import BareNewlines, ListenerTLS
-from relayd.core.proxy import SIGNATURE, ProxyError, parse_xclient, unmapped
+from relayd.core.proxy import SIGNATURE, parse_xclient
 from relayd.core.reply import Reply
-from relayd.intake.session import ClientSession
 from relayd.listener import replies
 from relayd.listener.ends import Gone, Goodbye, Refused
-from relayd.listener.front import discard, read_proxy_header, waiting_octets
-from relayd.listener.login import Login
 from relayd.listener.observer import ListenerRefusal
+from relayd.listener.opening import Opening
 from relayd.listener.stream import LINE_MAX, Phase
 
 if TYPE_CHECKING:
-    import asyncio
-
     from relayd.listener.server import ListenerServer
 
 LINE_STANDARD = 512
@@ -42,7 +38,7 @@ _Answer = Reply | None
 _Method = Callable[[Any, str], Awaitable[_Answer] | _Answer]
 
 
-class Connection(Login):
+class Connection(Opening):
     """What `ListenerServer.protocol` makes for every client."""
 
     methods: dict[str, _Method]
@@ -50,77 +46,17 @@ class Connection(Login):
 
     def __init__(self, server: ListenerServer) -> None:
         super().__init__(server)
-        self._peer_proxies = False  # the TCP peer is in proxy_protocol
-        self._proxied = False  # it has sent a PROXY header
-        self._held_address: Any = None
-        self._counted = False
         self._errors = 0
         self._commands = 0
         self._ends_at = self._time() + server.limits.session
 
-    # --- life
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection, and begin the session unless a cap is reached."""
-        self.wire = cast("asyncio.Transport", transport)
-        self.transport = self.wire
-        server = self.server
-        peername = self.wire.get_extra_info("peername")
-        if not peername:  # gone before we looked
-            self.lost = True
-            self.wire.abort()
-            return
-        listener = server.listener
-        peer = unmapped(ip_address(peername[0].partition("%")[0]))
-        self.client = ClientSession(listener, peer, peername[1], peer.is_loopback, server.clock())
-        self._peer_proxies = bool(listener.proxy_protocol) and any(peer in net for net in listener.proxy_protocol)
-        server.connections.add(self)
-        if not server.counter.enter():
-            self._turn_away(replies.TOO_MANY_CONNECTIONS, ListenerRefusal.CONNECTIONS)
-            return
-        self._counted = True
-        server.observer.connected(listener.name)
-        self.start_timer()
-        if self._peer_proxies or listener.tls is ListenerTLS.IMPLICIT:
-            self.wire.pause_reading()  # what comes first is for front.py or the TLS layer, to the octet
-        self.task = server.run(self)
-
-    def _turn_away(self, reply: Reply, refusal: ListenerRefusal) -> None:
-        listener = self.server.listener
-        self.server.observer.refused(listener.name, refusal)
-        self.server.odd(
-            "connection turned away", peer=str(self.client.peer), listener=listener.name, reason=refusal.value
-        )
-        self.close(self._readable(reply))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Give back what was counted; the task ends by itself."""
-        if self.lost:
-            return
-        super().connection_lost(error)
-        if self._counted:
-            self._counted = False
-            self.server.counter.leave()
-            self.server.observer.disconnected(self.client.listener.name)
-        self._release_address()
-        self.server.forget(self)
-
-    def _hold_address(self) -> None:
-        self._release_address()
-        if not self.server.counter.hold(self.client.peer):
-            raise Goodbye(self._readable(replies.TOO_MANY_FROM_YOU), ListenerRefusal.CONNECTIONS_PER_IP)
-        self._held_address = self.client.peer
-
-    def _release_address(self) -> None:
-        if self._held_address is not None:
-            self.server.counter.release(self._held_address)
-            self._held_address = None
+    # --- the session
 
     async def run(self) -> None:
         """The session: opening, commands, end. Raises nothing."""
         goodbye = Goodbye(None)
         try:
-            await self._open()
+            await self.open()
             await self._serve()
         except Gone:
             pass
@@ -134,6 +70,7 @@ class Connection(Login):
         finally:
             self._stop = None
             self.reset_transaction()
+            self.end_opening()
             if goodbye.refusal is not None:
                 self._tell(goodbye)
             self.close(goodbye.reply)
@@ -163,56 +100,6 @@ class Connection(Login):
                 mails=client.mails,
             )
 
-    # --- opening
-
-    async def _open(self) -> None:
-        server = self.server
-        fd = self.wire.get_extra_info("socket").fileno()
-        if self._peer_proxies:
-            await self._take_proxy_header(fd)
-        self._hold_address()
-        if self.client.listener.tls is ListenerTLS.IMPLICIT:
-            await self._start_tls()
-        else:
-            if self._proxied and discard(fd):
-                server.observer.refused(self.client.listener.name, ListenerRefusal.EARLY_TALKER)
-            elif waiting_octets(fd):
-                raise Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)
-            self.wire.resume_reading()
-        if self.pending:
-            raise Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)
-        self._greet()
-
-    def _readable(self, reply: Reply) -> Reply | None:
-        """The reply, or None where TLS is expected and not there yet: the client could not read it."""
-        return None if self.client.listener.tls is ListenerTLS.IMPLICIT and self.client.tls is None else reply
-
-    async def _take_proxy_header(self, fd: int) -> None:
-        server = self.server
-        try:
-            header = await read_proxy_header(fd, server.proxy_start_timeout, server.proxy_timeout)
-        except ProxyError:
-            raise Goodbye(self._readable(replies.PROXY_BAD), ListenerRefusal.PROXY) from None
-        if header is None:
-            return
-        # From here on the octets are the client's: it must not say who it is by XCLIENT.
-        self._proxied = True
-        self._peer_proxies = False
-        if header.source is not None:
-            self._rename(header.source, header.port)
-
-    def _rename(self, peer: Any, port: int) -> None:
-        client = self.client
-        client.peer, client.port = peer, port
-        # Behind a proxy on this machine the client may be anywhere, and plain text on its way to the proxy.
-        client.loopback = client.loopback and peer.is_loopback
-
-    def _greet(self) -> None:
-        refused = self.server.door.connect(self.client)
-        if refused is not None:
-            raise Goodbye(refused)
-        self.send(self.server.greeting)
-
     # --- commands
 
     async def _serve(self) -> None:
@@ -224,6 +111,8 @@ class Connection(Login):
             turns += 1
             if not turns & 0xFF:
                 await server.breathe()  # a client that pipelines without end must not keep others waiting
+            if self.unread:
+                await self.read_by_client()
             try:
                 await self._obey(methods, await self.line())
             except Refused as refused:
@@ -345,7 +234,7 @@ class Connection(Login):
         self._hello(arg)
         self.client.esmtp = True
         starttls = self.client.listener.tls is ListenerTLS.STARTTLS and self.client.tls is None
-        self.send(self.server.extensions(starttls, self.auth_offered, self._peer_proxies))
+        self.send(self.server.extensions(starttls, self.auth_offered, self.peer_proxies))
 
     def smtp_HELO(self, arg: str) -> None:
         """RFC 5321 4.1.1.1."""
@@ -396,7 +285,7 @@ class Connection(Login):
         self.send(replies.READY_FOR_TLS.wire())
         self.flush()
         self.discard_input()
-        await self._start_tls()
+        await self.start_tls()
         self.reset_transaction()
         self.client.helo, self.client.esmtp, self.client.credential = "", False, None
 
@@ -412,41 +301,10 @@ class Connection(Login):
         if self.server.tls_context is None:
             raise Refused(replies.TLS_UNAVAILABLE, ListenerRefusal.TLS)
 
-    async def _start_tls(self) -> None:
-        server = self.server
-        self.phase = Phase.OPENING
-        context = server.tls_context
-        if context is None:
-            raise Goodbye(None, ListenerRefusal.TLS)
-        plain, wire = self.wire, None
-        try:
-            wire = await self.loop.start_tls(
-                plain,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=server.tls_timeout,
-                ssl_shutdown_timeout=server.tls_shutdown_timeout,
-            )
-        except OSError:  # ssl.SSLError and time-outs included; what it says is the client's doing
-            raise Goodbye(None, ListenerRefusal.TLS) from None
-        finally:
-            if wire is None:  # no TLS layer tells us of the end of a connection that it could not protect
-                plain.abort()
-                self.connection_lost(None)
-        if wire is None or self.lost:
-            raise Gone
-        self.wire = self.transport = wire
-        self._reading = True
-        self.phase = Phase.OURS
-        version = wire.get_extra_info("ssl_object").version() or "TLS"
-        self.client.tls = version
-        server.observer.tls(self.client.listener.name, version)
-
     def smtp_XCLIENT(self, arg: str) -> None:
         """Postfix XCLIENT: a trusted peer names the client it speaks for, and the session begins anew."""
         self.unproductive()
-        if not self._peer_proxies:
+        if not self.peer_proxies:
             raise Refused(replies.XCLIENT_DENIED, ListenerRefusal.PROXY)
         if not self.at_rest:
             raise Refused(replies.MAIL_OPEN)
@@ -456,19 +314,12 @@ class Connection(Login):
             raise Refused(replies.XCLIENT_BAD, ListenerRefusal.PROXY) from None
         self.discard_input()
         client = self.client
-        self._rename(said.address, said.port or 0)
-        self._hold_address()
+        self.rename(said.address, said.port or 0)
+        self.hold_address()
         client.helo = _HELO_ODD.sub("?", said.helo or "")
         client.esmtp = said.esmtp or False
         client.credential = client.network = None
-        self._greet()
-
-    def drain(self) -> None:
-        """The service stops: a client that waits between mails is told so at once, others at their next command."""
-        if self.phase is Phase.OPENING:
-            self.wire.abort()
-        elif self.phase is Phase.COMMAND and self.at_rest:
-            self.interrupt(Goodbye(replies.DRAINING, ListenerRefusal.DRAINING))
+        self.greet()
 
 
 def _bad_line(reply: Reply) -> Refused:

@@ -1,22 +1,22 @@
 """What lies before the greeting: the PROXY header of a proxy in front of us, and input that comes too early.
 
-Both look at the socket below the transport: a header must be taken off to the octet, since the TLS handshake that may
-follow belongs to the transport.
+A header is taken off the bare socket, to the octet, before there is a transport: the TLS handshake that may follow
+belongs to the transport, and uvloop's begin to read before a protocol can stop them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import socket
 import struct
 import termios
 from contextlib import suppress
 
-from relayd.core.proxy import V1_MAX, V2_MAX, NotProxyError, ProxyError, ProxyHeader, parse_proxy
+from relayd.core.proxy import V2_MAX, NotProxyError, ProxyError, ProxyHeader, parse_proxy
 
-PEEK = 16 + V2_MAX + V1_MAX
+PEEK = 16 + V2_MAX
+DISCARD_MAX = 1 << 20
 
 
 def waiting_octets(fd: int) -> int:
@@ -26,39 +26,36 @@ def waiting_octets(fd: int) -> int:
     return 0
 
 
-async def read_proxy_header(fd: int, start_timeout: float, timeout: float) -> ProxyHeader | None:
-    """The PROXY header that the peer begins with; what follows it stays unread. The transport must not be reading.
+async def read_proxy_header(sock: socket.socket, start_timeout: float, timeout: float) -> ProxyHeader | None:
+    """The PROXY header that the peer begins with; what follows it stays unread.
 
     None when the peer says nothing within `start_timeout` seconds, or something else: it is then an ordinary client,
     which waits for our greeting. Raises ProxyError for a malformed header and for one that is not whole within
-    `timeout` seconds, ConnectionError or OSError when the connection breaks.
+    `timeout` seconds, OSError when the connection breaks.
     """
-    # A duplicate, since event loops let no one watch a descriptor that a transport owns.
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        sock.setblocking(False)
-        taken = b""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + start_timeout
-        while True:
-            if not await _readable(sock, end - loop.time()):
-                if taken:
-                    raise ProxyError("the header was not finished in time")
-                return None
-            seen = sock.recv(PEEK, socket.MSG_PEEK)
-            if not seen:
-                raise ConnectionResetError
-            try:
-                header = parse_proxy(taken + seen)
-            except NotProxyError:
-                if taken:
-                    raise
-                return None
-            if header is not None:
-                sock.recv(header.length - len(taken))
-                return header
-            if not taken:
-                end = loop.time() + timeout
-            taken += sock.recv(len(seen))
+    taken = b""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + start_timeout
+    while True:
+        if not await _readable(sock, end - loop.time()):
+            if taken:
+                raise ProxyError("the header was not finished in time")
+            return None
+        seen = sock.recv(PEEK, socket.MSG_PEEK)
+        if not seen:
+            raise ConnectionResetError
+        try:
+            header = parse_proxy(taken + seen)
+        except NotProxyError:
+            if taken:
+                raise
+            return None
+        if header is not None:
+            sock.recv(header.length - len(taken))
+            return header
+        if not taken:
+            end = loop.time() + timeout
+        taken += sock.recv(len(seen))
 
 
 async def _readable(sock: socket.socket, timeout: float) -> bool:
@@ -80,12 +77,11 @@ async def _readable(sock: socket.socket, timeout: float) -> bool:
     return True
 
 
-def discard(fd: int) -> int:
-    """Throw away what the kernel has received so far; returns how many octets. The transport must not be reading."""
+def discard(sock: socket.socket) -> int:
+    """Throw away what the kernel has received so far; returns how many octets."""
     count = 0
-    with socket.socket(fileno=os.dup(fd)) as sock, suppress(BlockingIOError):
-        sock.setblocking(False)
-        while count < 1 << 20:
+    with suppress(BlockingIOError):
+        while count < DISCARD_MAX:
             octets = len(sock.recv(65536))
             if not octets:
                 break

@@ -14,16 +14,20 @@ from typing import Any
 
 import structlog
 
-from relayd.config.models import Limits, Listener
+from relayd.config.models import Limits, Listener, ListenerTLS
 from relayd.core.units import Millis
 from relayd.intake.door import Door
 from relayd.listener.connection import Connection
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.observer import ListenerObserver
+from relayd.listener.opening import Opening
 
 TICK = 60.0
 """Seconds between looks at a session's deadlines, at most."""
 BACKLOG = 1024
+ACCEPT_BATCH = 64
+ACCEPT_PAUSE = 1.0
+"""Seconds to wait where the machine can give us no more connections."""
 ODD_LINES = 20
 """Log lines about odd clients within a second; more are only counted, so that no client can fill a disk."""
 
@@ -60,9 +64,12 @@ class ListenerServer:
         self.clock = clock
         self.hostname = hostname
         self.counter = counter
-        self.connections: set[Connection] = set()
+        self.connections: set[Opening] = set()
         self.draining = False
+        self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
+        self._closed: list[asyncio.Server] = []
+        self._accepting_bare = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -94,20 +101,71 @@ class ListenerServer:
         """
         self.hostname = hostname or self.hostname
         self._settle(listener, limits, tls_context)
+        if self._servers and self._needs_bare_sockets:
+            self._close_servers()
+            self._accept_bare()
 
     def protocol(self) -> Connection:
         """A new connection's protocol, for loop.create_server."""
         return Connection(self)
 
     async def start(self, sockets: Iterable[socket.socket]) -> None:
-        """Listen on bound sockets. TLS is begun by the connections themselves, behind counting and PROXY."""
-        for sock in sockets:
-            self._servers.append(await self.loop.create_server(self.protocol, sock=sock, backlog=BACKLOG))
+        """Listen on bound sockets, which are this object's from now on."""
+        self._sockets = list(sockets)
+        if self._needs_bare_sockets:
+            self._accept_bare()
+            return
+        for sock in self._sockets:
+            # A duplicate, so that after a reload the socket can be served in the other way without a pause.
+            self._servers.append(await self.loop.create_server(self.protocol, sock=sock.dup(), backlog=BACKLOG))
+
+    @property
+    def _needs_bare_sockets(self) -> bool:
+        return bool(self.listener.proxy_protocol) or self.listener.tls is ListenerTLS.IMPLICIT
+
+    def _accept_bare(self) -> None:
+        self._accepting_bare = True
+        for sock in self._sockets:
+            sock.setblocking(False)
+            sock.listen(BACKLOG)
+            self.loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                accepted, peername = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors or memory: the socket stays readable, so wait a moment
+                structlog.get_logger("relayd.listener").error(
+                    "cannot accept", listener=self.listener.name, error=str(error)
+                )
+                self.loop.remove_reader(sock.fileno())
+                self.loop.call_later(ACCEPT_PAUSE, self._accept_again, sock)
+                return
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            Connection(self).accept(accepted, peername)
+
+    def _accept_again(self, sock: socket.socket) -> None:
+        if self._accepting_bare:
+            self.loop.add_reader(sock.fileno(), self._accept, sock)
 
     def stop_accepting(self) -> None:
         """Close the listening sockets; connections go on."""
+        self._close_servers()
+        for sock in self._sockets:
+            if self._accepting_bare:
+                self.loop.remove_reader(sock.fileno())
+            sock.close()
+        self._accepting_bare = False
+        self._sockets.clear()
+
+    def _close_servers(self) -> None:
         for server in self._servers:
             server.close()
+        self._closed += self._servers
+        self._servers = []
 
     async def drain(self, timeout: float) -> None:
         """Let mails that are being sent be finished, tell all others 421, and return when every client is gone.
@@ -123,20 +181,20 @@ class ListenerServer:
                 await self._empty.wait()
         except TimeoutError:
             await self._cut_off()
-        for server in self._servers:
+        for server in self._closed:
             await server.wait_closed()
-        self._servers.clear()
+        self._closed.clear()
 
     async def _cut_off(self) -> None:
         for connection in list(self.connections):
-            connection.wire.abort()
+            connection.abort()
         for task in self._tasks:
             task.cancel()
         await self._empty.wait()
 
     # --- for connections
 
-    def run(self, connection: Connection) -> asyncio.Task[None]:
+    def run(self, connection: Opening) -> asyncio.Task[None]:
         """Start a session's task. It is owned here until it has ended and its socket is gone."""
         self._numbers += 1
         task = self.loop.create_task(connection.run(), name=f"smtp {self.listener.name} {self._numbers}")
@@ -149,7 +207,7 @@ class ListenerServer:
         self._tasks.discard(task)
         self._look()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Opening) -> None:
         """The connection's socket is gone."""
         self.connections.discard(connection)
         self._look()

@@ -65,7 +65,7 @@ class Stream(SMTP):
         self._position = 0
         self._skipped = 0
         self._eof = False
-        self._reading = True
+        self.reading = True
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._stop: Exception | None = None
@@ -91,9 +91,8 @@ class Stream(SMTP):
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
-        elif len(data) > HIGH_WATER and self._reading:
-            self._reading = False
-            self.wire.pause_reading()
+        elif len(data) > HIGH_WATER and self.reading:
+            self.hold_back()
 
     def eof_received(self) -> bool:
         """The client sends no more: what it sent is still answered (not so over TLS, which cannot be half closed)."""
@@ -141,6 +140,18 @@ class Stream(SMTP):
         self._input = b""
         self._position = 0
 
+    def hold_back(self) -> None:
+        """Leave further input in the kernel, so that the client has to wait."""
+        if not self.wire.is_closing():  # uvloop raises where asyncio shrugs
+            self.reading = False
+            self.wire.pause_reading()
+
+    def go_on_reading(self) -> None:
+        """Take input again."""
+        if not self.reading and not self.wire.is_closing():
+            self.reading = True
+            self.wire.resume_reading()
+
     def take_input(self) -> bytes:
         """All input that is there."""
         data = self._input[self._position :] if self._position else self._input
@@ -161,9 +172,7 @@ class Stream(SMTP):
             raise self._stop
         if self._eof:
             raise Gone
-        if not self._reading:
-            self._reading = True
-            self.wire.resume_reading()
+        self.go_on_reading()
         self._waiter = waiter = self.loop.create_future()
         await waiter
 
@@ -221,9 +230,22 @@ class Stream(SMTP):
     def flush(self) -> None:
         """Write the replies that wait."""
         out = self._out
-        if out and not self.lost:
+        if out and not self.lost and not self.wire.is_closing():
             self.wire.write(out[0] if len(out) == 1 else b"".join(out))
         out.clear()
+
+    @property
+    def unread(self) -> bool:
+        """The client lets our replies pile up: it gets no more before it has read them."""
+        return self._paused
+
+    async def read_by_client(self) -> None:
+        """Wait until the client has read enough of our replies; `limits.idle` at most."""
+        self.phase = Phase.COMMAND
+        self._deadline = self._time() + self.server.limits.idle
+        await self._until_writable()
+        self._deadline = math.inf
+        self.phase = Phase.OURS
 
     async def _until_writable(self) -> None:
         if self._stop is not None:
@@ -311,7 +333,7 @@ class Stream(SMTP):
         """Send the last reply and close, leaving the client a moment to read it."""
         if self.lost or self.phase is Phase.CLOSING:
             return
-        if self._paused:
+        if self._paused or self.wire.is_closing():
             self.wire.abort()
             return
         if reply is not None:
@@ -323,8 +345,7 @@ class Stream(SMTP):
             self.wire.close()
         else:
             self.wire.write_eof()
-            if not self._reading:
-                self.wire.resume_reading()
+            self.go_on_reading()
         self._deadline = self._time() + LINGER
         if self._timer is not None:
             self._timer.cancel()

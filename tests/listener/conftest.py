@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trustme
+import uvloop
 
 from relayd.config.models import Limits, Listener
 from relayd.listener.counter import ConnectionCounter
@@ -21,6 +22,13 @@ from relayd.listener.server import ListenerServer
 from tests.support.fake_door import FakeDoor
 
 NOW = 1_750_000_000_000
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds; for what happens inside the listener and sends nothing."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.001)
 
 
 @dataclass
@@ -161,6 +169,13 @@ def limits(**changes: Any) -> Limits:
 
 
 Serve = Callable[..., Any]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Both loops: relayd runs on uvloop, and their transports differ where it hurts (pausing, TLS, half-closing)."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")
