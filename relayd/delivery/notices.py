@@ -121,6 +121,10 @@ class Reporter:
         content = await self._store.content(message) if history.has_content else None
         for notice, kind in _KIND.items():
             owed = [waiting for waiting in history.recipients if waiting.notice is notice]
+            if notice is Notice.DELAY:
+                # what has ended meanwhile is late no more
+                await self._strike(message, [waiting for waiting in owed if waiting.state.final])
+                owed = [waiting for waiting in owed if not waiting.state.final]
             if not owed:
                 continue
             report = compose(
@@ -134,9 +138,13 @@ class Reporter:
             sender = history.message.envelope.sender
             body = Body.SEVEN_BIT if report.isascii() else Body.EIGHT_BIT_MIME
             made = await self._door.submit_report(sender, report, smtputf8=not sender.isascii(), body=body)
-            await self._store.noticed(message, [waiting.n for waiting in owed])
+            await self._strike(message, owed)
             self._observer.report(notice.value)
             self._log.info("report made", id=format_id(message), kind=notice.value, report=format_id(made))
+
+    async def _strike(self, message: MessageId, paid: Sequence[Waiting]) -> None:
+        if paid:
+            await self._store.noticed(message, [waiting.n for waiting in paid])
 
     def _fate(self, history: History, waiting: Waiting, notice: Notice) -> Fate:
         event = _last(history.events, waiting.n, _TELLING[notice])

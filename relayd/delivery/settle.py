@@ -72,7 +72,7 @@ def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, no
     if nxt.state.final:
         notice = _final_notice(message, waiting, nxt.state, policy, dsn=facts.dsn)
     else:
-        notice = _delay_notice(message, waiting, policy) if delayed else waiting.notice
+        notice = _delay_notice(message, waiting, policy) if delayed else None
     detail: dict[str, str | int | float | bool | None] = {
         "upstream": facts.attempt.upstream,
         "stage": outcome.stage.value,
@@ -136,7 +136,7 @@ def _final_notice(
 
 def _delay_notice(message: Message, waiting: Waiting, policy: Policy) -> Notice | None:
     owed = _may_report(message, policy) and wanted(waiting.recipient.notify, Kind.DELAYED)
-    return Notice.DELAY if owed else waiting.notice
+    return Notice.DELAY if owed else None
 
 
 def delay_due(message: Message, waiting: Waiting, policy: Policy, now: Millis) -> bool:
@@ -188,7 +188,7 @@ def steer(
         nxt = act(waiting.state, deed, parked=parked, attempted=waiting.attempts > 0)
         if nxt is None:
             continue
-        notice = _final_notice(message, waiting, nxt.state, policy) if nxt.state.final else waiting.notice
+        notice = _final_notice(message, waiting, nxt.state, policy) if nxt.state.final else None
         detail: dict[str, str | int | float | bool | None] = {"by": by, "reason": reason, "upstream": waiting.lane}
         if deed is Act.FAIL:
             detail |= {"reply": f"550 5.0.0 Failed by the operator: {reason or 'no reason given'}", "class": "policy"}
@@ -201,7 +201,7 @@ def move(message: Message, recipients: Sequence[Waiting], lane: str, now: Millis
     """The routes chose another upstream for these recipients: they are due there at once."""
     changes = tuple(
         Change(
-            replace(waiting, lane=lane, due=now),
+            replace(waiting, lane=lane, due=now, notice=None),
             _event(message, waiting, EventKind.MOVED, now, {"from": waiting.lane, "upstream": lane}),
         )
         for waiting in recipients

@@ -72,21 +72,21 @@ class Steering:
     async def act(self, deed: Act, wanted: QueueFilter, *, by: str, reason: str = "") -> Steered:
         """Do `deed` to every waiting recipient that the filter selects."""
         done = Steered()
-        seen: set[MessageId] = set()
+        after: MessageId = 0
 
         def steered(delivery: Delivery, now: Millis) -> Settlement:
             return steer(delivery.message, delivery.recipients, deed, self.policy, now, by=by, reason=reason)
 
         while True:
-            found = [d for d in await self._store.select(wanted, _BATCH + len(seen)) if d.message.id not in seen]
-            seen.update(delivery.message.id for delivery in found)
+            found = await self._store.select(wanted, _BATCH, after)
             written, busy = await self._change(found, steered)
             done.busy += busy
             for settlement in written:
                 done.recipients += len(settlement.changes)
                 done.messages.append(format_id(settlement.message))
-            if len(found) < _BATCH:
+            if not found:
                 return done
+            after = max(delivery.message.id for delivery in found)
 
     async def expire(self) -> int:
         """End what is past its lifetime, whatever state its upstream is in. How many recipients that was."""

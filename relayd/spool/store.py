@@ -57,7 +57,7 @@ class Waiting:
     delayed: bool = False
     """A delay notice was made (or was due but not wanted)."""
     notice: Notice | None = None
-    """A report owed to the sender, not sent yet."""
+    """A report owed to the sender, not sent yet. Settling with None leaves a debt as it is: only `noticed` strikes it."""
 
 
 @dataclass(frozen=True, slots=True)

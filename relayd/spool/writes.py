@@ -133,7 +133,7 @@ UPDATE_WIDTH = 8
 # Final recipients stay as they are: the first final outcome stands.
 _UPDATES = Rows(
     "UPDATE recipient SET lane = v.column3, state = v.column4, attempts = v.column5, due = v.column6,"
-    " delayed = v.column7, notice = v.column8 FROM (VALUES ",
+    " delayed = v.column7, notice = COALESCE(v.column8, notice) FROM (VALUES ",
     UPDATE_WIDTH,
     ") AS v WHERE recipient.message = v.column1 AND recipient.n = v.column2 AND recipient.state < 10",
 )
