@@ -12,6 +12,7 @@ import trustme
 
 from tests.real.checks import assert_signed, parsed
 from tests.real.conftest import DOMAIN, SELECTORS, sections, upstream
+from tests.support.capture import Captured
 from tests.support.daemon import Daemon, Secret
 from tests.support.dns import ZoneServer
 from tests.support.postfix import BUSY, UNKNOWN, Postfix
@@ -22,6 +23,14 @@ def send(daemon: Daemon, sender: str, recipients: list[str], *, options: tuple[s
     content = f"From: {sender}\r\nTo: list\r\nSubject: Order\r\nMessage-ID: <{uuid.uuid4()}@{DOMAIN}>\r\n\r\nHello.\r\n"
     with smtplib.SMTP("127.0.0.1", daemon.port_of("local"), timeout=30) as client:
         client.sendmail(sender, recipients, content.encode(), rcpt_options=options)
+
+
+async def arrival(postfix: Postfix, recipient: str) -> Captured:
+    """The mail to this recipient, once it came out behind Postfix."""
+    [mail] = await asyncio.to_thread(
+        postfix.capture.wait_for, lambda mail: any(f"<{recipient}>" in rcpt for rcpt in mail.rcpts)
+    )
+    return mail
 
 
 async def test_each_recipient_has_its_own_fate(
@@ -36,9 +45,7 @@ async def test_each_recipient_has_its_own_fate(
         deferred = await daemon.wait_for_event("deferred", recipient=BUSY)
         assert "450 4.2.1" in deferred["reply"]
         # the report goes the same way, to the sender
-        [report] = await asyncio.to_thread(
-            postfix.capture.wait_for, lambda mail: any(sender in rcpt for rcpt in mail.rcpts)
-        )
+        report = await arrival(postfix, sender)
         assert report.mail.startswith("<>")
         message = parsed(report.content)
         assert message.get_content_type() == "multipart/report"
@@ -63,9 +70,7 @@ async def test_success_is_reported_by_the_upstream_that_knows_dsn(
             send, daemon, sender, [good], options=("NOTIFY=SUCCESS,FAILURE", f"ORCPT=rfc822;Original+2B{good}")
         )
         await daemon.wait_for_event("delivered", recipient=good)
-        [mail] = await asyncio.to_thread(
-            postfix.capture.wait_for, lambda mail: any(f"<{good}>" in rcpt for rcpt in mail.rcpts)
-        )
+        mail = await arrival(postfix, good)
         [rcpt] = mail.rcpts
         # the capture server offers DSN, so Postfix passes on what relayd passed on to it
         assert "NOTIFY=SUCCESS,FAILURE" in rcpt
@@ -100,6 +105,28 @@ async def test_the_upstreams_trouble_is_not_the_recipients(
         assert "wrong" not in daemon.everything_said().replace("wrong usage", "")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_the_upstream_by_either_protocol(
+    host: str, tmp_path: Path, postfix: Postfix, ca: trustme.CA, dns: ZoneServer
+) -> None:
+    config = sections(tmp_path, postfix, ca)
+    config["upstreams"] |= {
+        "submission": upstream(postfix, postfix.submission, host=host),
+        "smtps": upstream(postfix, postfix.smtps, host=host),
+    }
+    async with Daemon(tmp_path, config) as daemon:
+        for name in ("submission", "smtps"):
+            recipient = f"{uuid.uuid4()}@example.org"
+            await asyncio.to_thread(send, daemon, f"app@{name}.{DOMAIN}", [recipient])
+            event = await daemon.wait_for_event("delivered", recipient=recipient)
+            assert event["upstream"] == name
+            mail = await arrival(postfix, recipient)
+            by_postfix = " ".join(str((parsed(mail.content).get_all("Received") or [])[0]).split())
+            if host != "localhost":
+                assert ("[IPv6:::1]" if host == "::1" else "[127.0.0.1]") in by_postfix
+            assert_signed(mail.content, DOMAIN, SELECTORS, dns)
+
+
 async def test_large_mail(tmp_path: Path, postfix: Postfix, ca: trustme.CA, dns: ZoneServer) -> None:
     recipient, sender = f"{uuid.uuid4()}@example.org", f"app@{DOMAIN}"
     line = b"A line of text that repeats itself, with  two spaces and a tab\there \r\n"
@@ -111,8 +138,6 @@ async def test_large_mail(tmp_path: Path, postfix: Postfix, ca: trustme.CA, dns:
 
     async with Daemon(tmp_path, sections(tmp_path, postfix, ca)) as daemon:
         await asyncio.to_thread(submit, daemon)
-        [mail] = await asyncio.to_thread(
-            postfix.capture.wait_for, lambda mail: any(recipient in rcpt for rcpt in mail.rcpts)
-        )
+        mail = await arrival(postfix, recipient)
     assert mail.content.endswith(content)
     assert_signed(mail.content, DOMAIN, SELECTORS, dns)
