@@ -293,9 +293,10 @@ STARTING: dict[str, Step] = {
 
 STEERING: dict[str, Step] = {
     "before an act is decided": Step("relayd.delivery.steering:steer", "before", _always),
-    "an act is about to be committed": Step("relayd.spool.writes:commit", "before", _batch("Settle")),
-    "an act is committed": Step("relayd.spool.writes:commit", "after", _batch("Settle")),
+    "an act is about to be committed": Step("relayd.spool.writes:commit", "before", _always),
+    "an act is committed": Step("relayd.spool.writes:commit", "after", _always),
 }
+"""While an operator's act is done to mail that waits, and nothing else goes on."""
 
 STEPS = ACCEPTING | LARGE | CARRYING | REPORTING | STARTING | STEERING
 

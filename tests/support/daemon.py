@@ -249,7 +249,7 @@ class Daemon:
         if self.process is not None:
             self.process.signal_group(signal.SIGKILL)
             await self.process.wait()
-            await self._lock_free()
+            await self.lock_free()
 
     async def ended(self) -> int:
         """Wait until it has ended by itself; the exit status."""
@@ -264,7 +264,7 @@ class Daemon:
             await self.kill9()  # workers that outlive their supervisor
         return await self.start()
 
-    async def _lock_free(self) -> None:
+    async def lock_free(self) -> None:
         """The kernel may need a moment to bury killed workers, which hold the lock of data_dir too."""
         import fcntl
 

@@ -107,8 +107,13 @@ def start(
     request = {"argv": list(argv), "cwd": str(cwd), "env": dict(env or {}), "plan": plan}
     ours, theirs = os.pipe()
     with out.open("ab") as stdout, err.open("ab") as stderr:
-        socket.send_fds(_helper(), [json.dumps(request).encode()], [stdout.fileno(), stderr.fileno(), theirs])
-    os.close(theirs)
+        try:
+            socket.send_fds(_helper(), [json.dumps(request).encode()], [stdout.fileno(), stderr.fileno(), theirs])
+        except OSError:
+            _helper.cache_clear()  # relayd may have been mended meanwhile: the next start tries again
+            raise RuntimeError("the helper that starts daemons is gone: see its standard error") from None
+        finally:
+            os.close(theirs)
     return Process(ours)
 
 
