@@ -30,6 +30,8 @@ LINE_EXTENDED = {"MAIL": 2048, "RCPT": 2048, "XCLIENT": 2048, "AUTH": LINE_MAX}
 """… and where extensions make it longer (RFC 1870, 3461, 4954, 6531, Postfix XCLIENT)."""
 HELO_MAX = 255
 
+_ORDINARY = frozenset({ListenerRefusal.IDLE, ListenerRefusal.SESSION, ListenerRefusal.DRAINING})
+"""Ends that say nothing about a client: counted, and in the log at debug only."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HELO_ODD = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _HTTP = frozenset({"GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE", "PRI", "HOST:"})
@@ -77,28 +79,20 @@ class Connection(Opening):
             self._log_end()
 
     def _tell(self, goodbye: Goodbye) -> None:
-        refusal = goodbye.refusal
+        refusal, client = goodbye.refusal, self.client
         assert refusal is not None  # noqa: S101 - the caller has looked
-        self.server.observer.refused(self.client.listener.name, refusal)
-        reply = str(goodbye.reply) if goodbye.reply else ""
-        self.server.odd(
-            "session ended",
-            peer=str(self.client.peer),
-            listener=self.client.listener.name,
-            reason=refusal.value,
-            reply=reply,
-        )
+        self.server.observer.refused(client.listener.name, refusal)
+        if refusal not in _ORDINARY:
+            reply = str(goodbye.reply) if goodbye.reply else ""
+            self.server.odd(
+                "session ended", peer=str(client.peer), listener=client.listener.name, reason=refusal.value, reply=reply
+            )
 
     def _log_end(self) -> None:
         client = self.client
-        if self.server.debug:
-            structlog.get_logger("relayd.listener").debug(
-                "session closed",
-                peer=str(client.peer),
-                listener=client.listener.name,
-                helo=client.helo,
-                mails=client.mails,
-            )
+        structlog.get_logger("relayd.listener").debug(
+            "session closed", peer=str(client.peer), listener=client.listener.name, helo=client.helo, mails=client.mails
+        )
 
     # --- commands
 
@@ -281,7 +275,7 @@ class Connection(Opening):
         self.unproductive()
         self._check_starttls(arg)
         if self.pending:
-            self.server.observer.refused(self.client.listener.name, ListenerRefusal.EARLY_TALKER)
+            self.note_discarded()
         self.send(replies.READY_FOR_TLS.wire())
         self.flush()
         self.discard_input()

@@ -56,8 +56,10 @@ class Opening(Login):
         elif self._admitted(peername):
             self.start_timer()
             self.task = self.server.run(self)
-        else:
-            self.close(replies.TOO_MANY_CONNECTIONS)
+        else:  # without lingering, else those beyond the cap would be as many as they like
+            self.phase = Phase.CLOSING
+            self.wire.write(replies.TOO_MANY_CONNECTIONS.wire())
+            self.wire.close()
 
     def accept(self, sock: socket.socket, peername: Any) -> None:
         """Begin on a bare socket."""
@@ -109,13 +111,19 @@ class Opening(Login):
             self.hold_address()
             if self._readable:
                 if self._proxied and discard(sock):
-                    self.server.observer.refused(self.client.listener.name, ListenerRefusal.EARLY_TALKER)
+                    self.note_discarded()
                 self._check_silence(sock.fileno())
         except Goodbye:
             if self._readable:
                 await self._make_transport(sock)  # which knows how to let the client read our reply
             raise
         await self._make_transport(sock)
+
+    def note_discarded(self) -> None:
+        """Input came before its time and was thrown away: count it, and say so once."""
+        name = self.client.listener.name
+        self.server.observer.refused(name, ListenerRefusal.EARLY_TALKER)
+        self.server.odd("early input discarded", peer=str(self.client.peer), listener=name)
 
     def _check_silence(self, fd: int) -> None:
         if waiting_octets(fd):

@@ -6,7 +6,6 @@ Sockets are bound by the caller; which worker listens on what is workers.py's.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -89,7 +88,6 @@ class ListenerServer:
         self.greeting = f"220 {self.hostname} ESMTP relayd\r\n".encode("ascii")
         self.helo = f"250 {self.hostname}\r\n".encode("ascii")
         self._extensions.clear()
-        self.debug = logging.getLogger("relayd.listener").isEnabledFor(logging.DEBUG)
 
     def apply(
         self, listener: Listener, limits: Limits, tls_context: ssl.SSLContext | None, hostname: str | None = None
