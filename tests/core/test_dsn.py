@@ -260,7 +260,7 @@ def test_nothing_gets_in(texts: tuple[str, str, str, str], utf8: bool, kind: Kin
     }  # fmt: skip
     message = email.message_from_bytes(report, policy=email.policy.SMTP)
     assert len(message.get_payload()) == 3
-    assert re.search(rb"\r\nBcc", report) is None
+    assert re.search(rb"(?<!=)\r\nBcc", report) is None  # behind "=" it is a soft break of quoted-printable
 
 
 @pytest.mark.parametrize(
