@@ -19,7 +19,7 @@ import uvloop
 
 from relayd import logs
 from relayd.config.diff import changes
-from relayd.config.load import ConfigError, load
+from relayd.config.load import ConfigError, examine
 from relayd.config.models import Config
 from relayd.control import ControlError, ControlServer, supervisor_socket
 from relayd.sockets import BindError, Sockets, bind, rebind
@@ -158,7 +158,8 @@ class Daemon:
         self._hang_ups = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._control = ControlServer(
-            supervisor_socket(config.data_dir), {"reload": self._reload_verb, "status": self._status_verb}
+            supervisor_socket(config.data_dir),
+            {"reload": self._reload_verb, "status": self._status_verb, "config.diff": self._diff_verb},
         )
 
     async def run(self) -> int:
@@ -246,14 +247,7 @@ class Daemon:
                 self._notifier.ready(result)
 
     async def _reload(self) -> list[str]:
-        try:
-            # reading key files and checking them takes tens of milliseconds: not on the loop that carries mail
-            new = await asyncio.to_thread(load, self._config_path)
-        except ConfigError as error:
-            raise ControlError(
-                "the new configuration is faulty, nothing was changed",
-                [fault.written(self._config_path) for fault in error.faults],
-            ) from None
+        new = await self._examined(self._config_path, "the new configuration is faulty, nothing was changed")
         done = [str(change) for change in changes(self._config, new)]
         # these hold for the life of the daemon; `done` says that they need a restart
         new = new.model_copy(update={name: getattr(self._config, name) for name in ("data_dir", "workers")})
@@ -265,6 +259,21 @@ class Daemon:
         logs.setup(new.log, secrets=logs.secrets_of(new))
         return done
 
+    async def _examined(self, path: Path, complaint: str) -> Config:
+        """A file's configuration, its warnings logged. Raises ControlError with its faults."""
+        # reading key files and checking them takes tens of milliseconds: not on the loop that carries mail
+        examined = await asyncio.to_thread(examine, path)
+        if examined.config is None:
+            raise ControlError(complaint, [fault.written(path) for fault in examined.faults])
+        for fault in examined.warnings:
+            self._log.warning("configuration", fault=fault.written(path))
+        return examined.config
+
+    async def _diff_verb(self, args: dict[str, Any]) -> list[str]:
+        path = Path(str(args.get("file", "")))
+        new = await self._examined(path, "the configuration is faulty")
+        return [str(change) for change in changes(self._config, new)]
+
     async def _reload_verb(self, args: dict[str, Any]) -> list[str]:
         return await self.reload()
 
@@ -275,8 +284,13 @@ class Daemon:
 def serve(config_path: Path) -> int:
     """Run the daemon in the foreground; the exit status. Raises ConfigError when the file is faulty."""
     config_path = config_path.absolute()
-    config = load(config_path)
+    examined = examine(config_path)
+    config = examined.config
+    if config is None:
+        raise ConfigError(config_path, examined.faults)
     logs.setup(config.log, secrets=logs.secrets_of(config))
+    for fault in examined.warnings:
+        structlog.get_logger("relayd.daemon").warning("configuration", fault=fault.written(config_path))
     notifier = Notifier.from_environment()
     # a reload that is asked for before we listen is satisfied by the start itself; by default it would end us
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
