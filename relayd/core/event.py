@@ -29,6 +29,16 @@ class EventKind(StrEnum):
     DELETED = "deleted"
     MOVED = "moved"
     """The routes, looked at again, chose another upstream."""
+    POSTPONED = "postponed"
+    """A system behind the upstream reported that it cannot deliver yet."""
+    NOTED = "noted"
+    """A failure was reported of a recipient that had ended already: nothing changes."""
+    COMPLAINED = "complained"
+    """The recipient reported the mail as spam."""
+    REPLIED = "replied"
+    """The recipient's system answered automatically."""
+    CONFIRMED = "confirmed"
+    """A system behind the upstream reported success."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class Fact:
     """The address as the report names it; a forwarder's may differ from ours."""
     inbound: str = ""
     """Id, as logs write it, under which the mail that told us is kept."""
+    rewritten: bool = False
+    """The mail left with a return path of ours (VERP): nobody but us can tell its sender."""
 
     def to_dict(self) -> dict[str, Any]:
         """For the way to another worker, as JSON."""
@@ -84,6 +86,7 @@ class Fact:
             not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
             or not all(type(text) is str for text in (*texts, fact.inbound))
             or type(fact.hard) is not bool
+            or type(fact.rewritten) is not bool
             or not (fact.reply_code is None or type(fact.reply_code) is int)
         ):
             raise ValueError("not a fact: a value is of the wrong type")

@@ -1,4 +1,4 @@
-"""The life of one recipient: its states, what an attempt can mean for it, and the table that joins the two.
+"""The life of one recipient: its states, and the table of what attempts, acts and later facts mean for each.
 
 Here is decided what becomes of a recipient, and nowhere else; callers report facts (an Outcome) and write
 down what the table says. docs/architecture.md shows the same table.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from relayd.core.event import EventKind
+from relayd.core.feedback import FeedbackKind
 from relayd.core.reply import Reply
 
 
@@ -163,3 +164,44 @@ def act(state: State, deed: Act, *, parked: bool, attempted: bool) -> Step | Non
             return Step(State.DELETED, EventKind.DELETED, counts=False, retry=False)
         case Act.EXPIRE:
             return Step(State.EXPIRED, EventKind.EXPIRED, counts=False, retry=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the table says about a fact that came back: the state from now on, and the event to write."""
+
+    state: State
+    event: EventKind
+
+
+_ENDED = FINAL - {State.DELIVERED}
+_SUCCESS = frozenset({"delivered", "relayed", "expanded"})
+
+
+def learn(state: State, kind: FeedbackKind, action: str, *, hard: bool) -> Learned:
+    """The third part of the table: state × what came back after the mail had left us → state and event.
+
+    A report with an action (RFC 3464 2.3.3, "" for none) is judged by it, one without by `hard`. The one way out of a
+    final state is here: accepted by the upstream is not delivered.
+    """
+    if kind is FeedbackKind.COMPLAINT:
+        return Learned(state, EventKind.COMPLAINED)
+    if kind is FeedbackKind.AUTO_REPLY:
+        return Learned(state, EventKind.REPLIED)
+    if action in _SUCCESS or (not action and kind is FeedbackKind.DELIVERY_REPORT):
+        if state is State.UNCERTAIN:
+            # what was in doubt is known now, and is not sent again
+            return Learned(State.DELIVERED, EventKind.DELIVERED)
+        return Learned(state, EventKind.CONFIRMED)
+    return _learn_failure(state, failed=action == "failed" or (not action and hard), hard=hard)
+
+
+def _learn_failure(state: State, *, failed: bool, hard: bool) -> Learned:
+    if not failed:
+        return Learned(state, EventKind.POSTPONED)
+    if state in _ENDED:
+        return Learned(state, EventKind.NOTED)
+    if hard or state in (State.DELIVERED, State.UNCERTAIN):
+        return Learned(State.BOUNCED, EventKind.BOUNCED)
+    # a copy of the mail that we know nothing of has failed for a passing reason: ours goes on
+    return Learned(state, EventKind.POSTPONED)

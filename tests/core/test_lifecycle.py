@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 
 from relayd.core.event import EventKind
-from relayd.core.lifecycle import ATTEMPTABLE, FINAL, Act, OnUncertain, OutcomeKind, State, Step, act, step
+from relayd.core.feedback import FeedbackKind
+from relayd.core.lifecycle import (
+    ATTEMPTABLE,
+    FINAL,
+    Act,
+    Learned,
+    OnUncertain,
+    OutcomeKind,
+    State,
+    Step,
+    act,
+    learn,
+    step,
+)
 
 Q, D, U, H = State.QUEUED, State.DEFERRED, State.UNCERTAIN, State.HELD
 RETRY, HOLD = OnUncertain.RETRY, OnUncertain.HOLD
@@ -91,3 +104,64 @@ def test_an_act_steps_as_the_table_says(
 @pytest.mark.parametrize("deed", list(Act))
 def test_the_first_final_state_stands(state: State, deed: Act) -> None:
     assert act(state, deed, parked=False, attempted=True) is None
+
+
+DELIVERED, BOUNCED = State.DELIVERED, State.BOUNCED
+BOUNCE, REPORT = FeedbackKind.BOUNCE, FeedbackKind.DELIVERY_REPORT
+FACTS = [
+    # accepted by the upstream is not delivered
+    (DELIVERED, BOUNCE, "failed", True, BOUNCED, EventKind.BOUNCED),
+    (DELIVERED, BOUNCE, "failed", False, BOUNCED, EventKind.BOUNCED),
+    (DELIVERED, BOUNCE, "", True, BOUNCED, EventKind.BOUNCED),
+    (DELIVERED, BOUNCE, "", False, DELIVERED, EventKind.POSTPONED),
+    (DELIVERED, BOUNCE, "delayed", False, DELIVERED, EventKind.POSTPONED),
+    (DELIVERED, BOUNCE, "delayed", True, DELIVERED, EventKind.POSTPONED),
+    (DELIVERED, BOUNCE, "relayed", False, DELIVERED, EventKind.CONFIRMED),
+    # what was in doubt is known now
+    (U, BOUNCE, "failed", False, BOUNCED, EventKind.BOUNCED),
+    (U, BOUNCE, "delayed", False, U, EventKind.POSTPONED),
+    (U, REPORT, "delivered", False, DELIVERED, EventKind.DELIVERED),
+    (U, REPORT, "", False, DELIVERED, EventKind.DELIVERED),
+    (U, FeedbackKind.AUTO_REPLY, "", False, U, EventKind.REPLIED),
+    # a copy that we know nothing of
+    (Q, BOUNCE, "failed", True, BOUNCED, EventKind.BOUNCED),
+    (D, BOUNCE, "failed", True, BOUNCED, EventKind.BOUNCED),
+    (H, BOUNCE, "failed", True, BOUNCED, EventKind.BOUNCED),
+    (Q, BOUNCE, "failed", False, Q, EventKind.POSTPONED),
+    (D, BOUNCE, "failed", False, D, EventKind.POSTPONED),
+    (H, BOUNCE, "failed", False, H, EventKind.POSTPONED),
+    (D, REPORT, "delivered", False, D, EventKind.CONFIRMED),
+    # ended already
+    (BOUNCED, BOUNCE, "failed", True, BOUNCED, EventKind.NOTED),
+    (State.EXPIRED, BOUNCE, "failed", True, State.EXPIRED, EventKind.NOTED),
+    (State.SUPPRESSED, BOUNCE, "", True, State.SUPPRESSED, EventKind.NOTED),
+    (State.DELETED, BOUNCE, "failed", False, State.DELETED, EventKind.NOTED),
+    (BOUNCED, BOUNCE, "delayed", False, BOUNCED, EventKind.POSTPONED),
+    (BOUNCED, REPORT, "expanded", False, BOUNCED, EventKind.CONFIRMED),
+    # what changes no state anywhere
+    (DELIVERED, FeedbackKind.COMPLAINT, "", False, DELIVERED, EventKind.COMPLAINED),
+    (DELIVERED, FeedbackKind.COMPLAINT, "failed", True, DELIVERED, EventKind.COMPLAINED),
+    (BOUNCED, FeedbackKind.COMPLAINT, "", False, BOUNCED, EventKind.COMPLAINED),
+    (DELIVERED, FeedbackKind.AUTO_REPLY, "", False, DELIVERED, EventKind.REPLIED),
+    (DELIVERED, REPORT, "delivered", False, DELIVERED, EventKind.CONFIRMED),
+    (DELIVERED, REPORT, "relayed", False, DELIVERED, EventKind.CONFIRMED),
+    (DELIVERED, REPORT, "expanded", False, DELIVERED, EventKind.CONFIRMED),
+    (DELIVERED, REPORT, "", False, DELIVERED, EventKind.CONFIRMED),
+]
+
+
+@pytest.mark.parametrize(("state", "kind", "action", "hard", "after", "event"), FACTS)
+def test_a_later_fact_steps_as_the_table_says(
+    state: State, kind: FeedbackKind, action: str, hard: bool, after: State, event: EventKind
+) -> None:
+    assert learn(state, kind, action, hard=hard) == Learned(after, event)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_fact_makes_nothing_wait_again_and_leaves_ended_recipients_alone(state: State) -> None:
+    for kind in FeedbackKind:
+        for action in ("", "failed", "delayed", "delivered", "relayed", "expanded"):
+            for hard in (True, False):
+                after = learn(state, kind, action, hard=hard).state
+                assert after is state or after in (BOUNCED, DELIVERED)
+                assert after is state or state not in FINAL or (state, after) == (DELIVERED, BOUNCED)
