@@ -1,4 +1,4 @@
-"""relayd sandbox list, show, export, clear: what was kept instead of being sent. Reading is delivery/keepsake.py's."""
+"""relayd sandbox list, show, export, clear: what was kept instead of being sent. Reading is spool/keepsake.py's."""
 
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
@@ -25,7 +25,7 @@ from relayd.cli.out import (
 from relayd.cli.place import data_dir_of
 
 if TYPE_CHECKING:
-    from relayd.delivery.keepsake import KeptMail
+    from relayd.spool.keepsake import KeptMail
 
 app = typer.Typer(
     help="Look at mail kept by the built-in sandbox.",
@@ -67,7 +67,7 @@ def list_mails(
     as_json: JSONOption = False,
 ) -> None:
     """List the newest mails, newest first."""
-    from relayd.delivery.keepsake import NoSandboxError, listing
+    from relayd.spool.keepsake import NoSandboxError, listing
 
     try:
         mails = listing(_path(context, config), limit)
@@ -100,8 +100,8 @@ def show(
     as_json: JSONOption = False,
 ) -> None:
     """Show one mail."""
-    from relayd.delivery.keepsake import NoSandboxError
-    from relayd.delivery.keepsake import show as read
+    from relayd.spool.keepsake import NoSandboxError
+    from relayd.spool.keepsake import show as read
 
     key = int(mail) if mail.isascii() and mail.isdigit() and len(mail) < 13 else mail.lower()
     try:
@@ -140,8 +140,8 @@ def export(
     config: ConfigOption = None,
 ) -> None:
     """Write all mails to files, oldest first."""
-    from relayd.delivery.keepsake import NoSandboxError
-    from relayd.delivery.keepsake import export as write
+    from relayd.spool.keepsake import NoSandboxError
+    from relayd.spool.keepsake import export as write
 
     try:
         count = write(_path(context, config), target, form.value)
@@ -153,8 +153,8 @@ def export(
 @app.command()
 def clear(context: typer.Context, yes: YesOption = False, config: ConfigOption = None) -> None:
     """Forget all mails of the sandbox."""
-    from relayd.delivery.keepsake import NoSandboxError
-    from relayd.delivery.keepsake import clear as forget
+    from relayd.spool.keepsake import NoSandboxError
+    from relayd.spool.keepsake import clear as forget
 
     path = _path(context, config)
     confirm("Forget all mails of the sandbox?", yes=yes)

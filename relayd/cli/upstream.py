@@ -13,7 +13,7 @@ from relayd.cli.out import Column, print_json, print_table, say, warn
 
 if TYPE_CHECKING:
     from relayd.config.models import Config, SMTPUpstream
-    from relayd.delivery.session import ConnectFailedError
+    from relayd.core.session import ConnectFailedError
     from relayd.delivery.smtp import Seen
 
 app = typer.Typer(help="List and try the providers that mail goes to.", no_args_is_help=True, rich_markup_mode=None)
@@ -103,7 +103,7 @@ def test(context: typer.Context, name: NameArgument, config: ConfigOption = None
 
 
 async def _open(name: str, upstream: SMTPUpstream, hostname: str) -> Seen | ConnectFailedError:
-    from relayd.delivery.session import ConnectFailedError
+    from relayd.core.session import ConnectFailedError
     from relayd.delivery.smtp import SMTPConnector
     from relayd.delivery.tls import ClientContexts
 
@@ -117,7 +117,7 @@ async def _open(name: str, upstream: SMTPUpstream, hostname: str) -> Seen | Conn
 
 
 def _report(name: str, upstream: SMTPUpstream, found: Seen | ConnectFailedError) -> dict[str, Any]:
-    from relayd.delivery.session import ConnectFailedError
+    from relayd.core.session import ConnectFailedError
 
     report: dict[str, Any] = {"name": name, "endpoint": f"{upstream.host}:{upstream.port}"}
     if isinstance(found, ConnectFailedError):

@@ -14,7 +14,7 @@ from relayd.core.classify import classify
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.mail import Notify, Recipient
 from relayd.core.reply import Reply
-from relayd.delivery.session import Outgoing
+from relayd.core.session import Outgoing
 
 TOO_BIG = Reply(552, "5.3.4", "The message is larger than the next mail server takes")
 NEEDS_8BIT = Reply(554, "5.6.3", "The message has 8-bit content, which the next mail server does not take")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from relayd.core.session import Session
 from relayd.core.units import Millis
 from relayd.delivery.lanes import Lane
-from relayd.delivery.session import Session
 from relayd.delivery.slots import LEASE, ConnectionSlots
 from relayd.spool.store import Delivery
 

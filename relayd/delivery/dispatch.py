@@ -18,14 +18,14 @@ from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message, Recipient
 from relayd.core.reply import Reply
+from relayd.core.session import ConnectFailedError, Connector, Outgoing, Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.crew import Carrier, Crew
 from relayd.delivery.dkim import SigningPool
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.routing import RouteTable
-from relayd.delivery.session import ConnectFailedError, Connector, Outgoing, Sent, Session
-from relayd.delivery.settle import Facts, Policy, expire, move, settle_attempt
+from relayd.delivery.settle import Facts, Policy, expire, move, overdue, settle_attempt
 from relayd.delivery.slots import ConnectionSlots
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.store import Attempt, Delivery, Settlement, Store, StoreError, Waiting

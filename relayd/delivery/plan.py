@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relayd.config.models import Config, SandboxUpstream
+from relayd.core.session import Connector
 from relayd.core.units import Millis
 from relayd.delivery.dispatch import Plan, UpstreamPlan
 from relayd.delivery.dkim import Signer, SigningPool, load_keys
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.sandbox import SandboxConnector
-from relayd.delivery.session import Connector
 from relayd.delivery.settle import Policy
 from relayd.delivery.smtp import SMTPConnector
 from relayd.delivery.tls import ClientContexts

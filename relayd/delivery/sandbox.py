@@ -1,6 +1,6 @@
 """The upstream that keeps mail instead of sending it, and acts failures that recipients' local parts ask for.
 
-The grammar is rehearsal.py's, the file keepsake.py's; docs/sandbox.md tells developers about both.
+The grammar is rehearsal.py's, the file spool/keepsake.py's; docs/sandbox.md tells developers about both.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from relayd.core.classes import ReplyClass
 from relayd.core.classify import dropped, outcome_of, timeout
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply
+from relayd.core.session import ConnectFailedError, Outgoing, Sent
 from relayd.core.units import Millis
 from relayd.delivery.dialogue import Dialogue
-from relayd.delivery.keepsake import Keepsakes
 from relayd.delivery.rehearsal import Act, Rehearsal, rehearsal
-from relayd.delivery.session import ConnectFailedError, Outgoing, Sent
+from relayd.spool.keepsake import Keepsakes
 
 _TAKEN = Reply(250, "2.1.5", "Recipient ok")
 

@@ -14,12 +14,12 @@ from relayd.config.models import SMTPUpstream
 from relayd.core.classify import outcome_of
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply, parse_reply
+from relayd.core.session import ConnectFailedError, Outgoing, Sent
 from relayd.delivery.client import OPEN_ERRORS, Client
 from relayd.delivery.commands import Offers, Plan, plan
 from relayd.delivery.dialogue import MASK, printable
 from relayd.delivery.failures import malformed, of_fault, of_opening
 from relayd.delivery.protocol import RawReply, ReplyProtocol
-from relayd.delivery.session import ConnectFailedError, Outgoing, Sent
 from relayd.delivery.tls import ClientContexts
 
 WINDOW = 16384

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from relayd.core.mail import Envelope, Recipient
+from relayd.core.session import Outgoing
 from relayd.delivery.sandbox import SandboxConnector
-from relayd.delivery.session import Outgoing
 from tests.cli.conftest import Site, now_ms
 from tests.support.mail import CONTENT
 

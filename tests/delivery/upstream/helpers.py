@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from relayd.core.mail import Envelope, Recipient
-from relayd.delivery.session import Outgoing, Sent
+from relayd.core.session import Outgoing, Sent
 from relayd.delivery.smtp import SMTPConnector, SMTPSession
 from relayd.delivery.tls import ClientContexts
 from tests.support.fake_upstream import FakeUpstream

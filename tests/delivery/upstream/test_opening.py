@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relayd.core.lifecycle import OutcomeKind, Stage
-from relayd.delivery.session import ConnectFailedError
+from relayd.core.session import ConnectFailedError
 from relayd.delivery.smtp import SMTPConnector
 from relayd.delivery.tls import ClientContexts
 from tests.delivery.upstream.helpers import connector, kinds, outgoing, send, session, short

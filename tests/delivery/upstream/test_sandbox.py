@@ -12,10 +12,10 @@ import pytest
 
 from relayd.core.lifecycle import OutcomeKind
 from relayd.core.reply import Reply
-from relayd.delivery.keepsake import Keepsakes, NoSandboxError, clear, export, listing, show
+from relayd.core.session import ConnectFailedError
 from relayd.delivery.rehearsal import Act, Rehearsal, rehearsal
 from relayd.delivery.sandbox import SandboxConnector, SandboxSession
-from relayd.delivery.session import ConnectFailedError
+from relayd.spool.keepsake import Keepsakes, NoSandboxError, clear, export, listing, show
 from tests.delivery.upstream.helpers import codes, kinds, outgoing
 
 NOW = 1_700_000_000_000

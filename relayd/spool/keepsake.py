@@ -1,6 +1,6 @@
 """sandbox.db: the mails that the sandbox was given, newest ones only, shared by all workers and read by the command.
 
-What is taken and what is refused is sandbox.py's.
+What is taken and what is refused is delivery/sandbox.py's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import aiosqlite
 import orjson
 
 from relayd.core import headers
+from relayd.core.session import Outgoing
 from relayd.core.units import Millis
-from relayd.delivery.session import Outgoing
 
 MAX_MAILS = 10_000
 MAX_OCTETS = 1024**3

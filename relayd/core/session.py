@@ -1,6 +1,7 @@
 """The seam between the dispatcher and whatever carries mail: one session takes one message at a time.
 
-smtp.py and sandbox.py implement it. Sessions report facts (outcomes); policy is core/lifecycle.py's.
+delivery/smtp.py, delivery/sandbox.py and inbound/session.py implement it; they report facts (outcomes), policy is
+core/lifecycle.py's.
 """
 
 from __future__ import annotations
