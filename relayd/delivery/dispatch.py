@@ -222,7 +222,7 @@ class Dispatcher:
             delivery = await self._rerouted(lane, delivery, started)
             if not delivery.recipients:
                 return
-            if started >= delivery.message.accepted_at + self._plan.policy.lifetime:
+            if overdue(delivery, self._plan.policy, started):
                 self._expire(line, delivery, started)
             else:
                 await self._carry(line, carrier, delivery, started)

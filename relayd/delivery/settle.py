@@ -13,10 +13,12 @@ from relayd.core.event import Event, EventKind
 from relayd.core.lifecycle import Act, OnUncertain, Outcome, OutcomeKind, State, act, step
 from relayd.core.mail import Message
 from relayd.core.retry import Schedule, next_due
-from relayd.core.units import Millis
-from relayd.spool.store import Attempt, Change, Notice, Settlement, Waiting
+from relayd.core.units import Millis, format_duration
+from relayd.spool.store import Attempt, Change, Delivery, Notice, Settlement, Waiting
 
 _SECOND = 1000
+_LATE = 60_000
+"""How late the last attempt may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +157,18 @@ def delay(message: Message, waiting: Waiting, policy: Policy, now: Millis) -> Ch
     return Change(after, _event(message, waiting, EventKind.DELAYED, now, detail))
 
 
+def overdue(delivery: Delivery, policy: Policy, now: Millis) -> bool:
+    """Has the lifetime ended? The attempt that was put off to its very end (core/retry.py) is still made."""
+    end = delivery.message.accepted_at + policy.lifetime
+    last = all(waiting.due == end for waiting in delivery.recipients)
+    return now >= end + (_LATE if last else 0)
+
+
 def expire(
     message: Message, waiting: Waiting, policy: Policy, now: Millis, *, reply: str = "", attempts: int | None = None
 ) -> Change:
     """The lifetime has ended without delivery."""
-    reason = f"554 4.4.7 Not delivered within {round(policy.lifetime / _SECOND / 3600, 1):g} hours"
+    reason = f"554 4.4.7 Not delivered within {format_duration(policy.lifetime / _SECOND)}"
     detail: dict[str, str | int | float | bool | None] = {
         "upstream": waiting.lane,
         "reply": f"{reason}; last reply: {reply}" if reply else reason,

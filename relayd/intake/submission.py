@@ -95,7 +95,8 @@ class Preparer:
         id_text = format_id(number)
         front = b""
         if trace:
-            alone = recipients[0].address if len(recipients) == 1 else None
+            # an address beyond ASCII would make a header that not every upstream takes, for a clause that nobody needs
+            alone = recipients[0].address if len(recipients) == 1 and recipients[0].address.isascii() else None
             front = headers.received(origin, hostname=self._hostname, id_text=id_text, at=now, recipient=alone)
         message_id = facts.message_id
         if not facts.has_date:

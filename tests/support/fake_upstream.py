@@ -365,6 +365,9 @@ class FakeUpstream:
         self.logins: list[Login] = []
         self.mails: list[ReceivedMail] = []
         self.connections = 0
+        self.open = 0
+        """Connections at this moment."""
+        self.most_open = 0
         self.ignored = 0
         """Octets thrown away in silence."""
         self.port = 0
@@ -421,8 +424,15 @@ class FakeUpstream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
+    def hang_up(self) -> None:
+        """Close all connections without a word."""
+        for task in list(self._tasks):
+            task.cancel()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -431,6 +441,7 @@ class FakeUpstream:
         except (_GoneError, OSError, asyncio.CancelledError):
             pass  # the script or the client ended it; so does the server when the test is over
         finally:
+            self.open -= 1
             self._tasks.discard(task)
             with contextlib.suppress(OSError, RuntimeError):
                 writer.close()
