@@ -56,7 +56,8 @@ class _Slot:
     state: str = "starting"
     process: asyncio.subprocess.Process | None = None
     channel: Channel | None = None
-    heard: float = 0.0
+    heard: float | None = None
+    """When its process last gave a sign of life; None before the first one."""
     since: float = 0.0
     restarts: int = 0
     reason: str | None = None
@@ -128,7 +129,7 @@ class Supervisor:
     def healthy(self) -> bool:
         """No worker is silent for too long. One that is being restarted counts as cared for."""
         now = self._clock()
-        return all(s.process is None or now - s.heard <= self._patience.heartbeat for s in self._slots)
+        return all(s.heard is None or now - s.heard <= self._patience.heartbeat for s in self._slots)
 
     async def status(self) -> dict[str, Any]:
         """Facts for `relayd status`, each worker's own among them."""
@@ -166,7 +167,7 @@ class Supervisor:
         ours, theirs = pair()
         gone = asyncio.Event()
         slot.state, slot.reason = "starting", None
-        slot.heard = slot.since = self._clock()
+        slot.heard, slot.since = None, self._clock()
         slot.ready.clear()
         slot.channel = Channel(ours, lambda message, fds: self._hear(slot, message, fds), gone.set)
         try:
@@ -193,7 +194,7 @@ class Supervisor:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             slot.channel.close()
-            slot.process = slot.channel = None
+            slot.process = slot.channel = slot.heard = None
             for answer in slot.answers.values():
                 if not answer.done():
                     answer.set_exception(WorkerFailedError(f"worker {slot.number} ended"))
@@ -220,12 +221,12 @@ class Supervisor:
     def _hear(self, slot: _Slot, message: dict[str, Any], fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
-        slot.heard = self._clock()
+        slot.heard = now = self._clock()
         match message.get("say"):
             case "ready":
                 slot.state = "ready"
                 slot.ready.set()
-                self._log.info("worker_ready", worker=slot.number, seconds=round(slot.heard - slot.since, 2))
+                self._log.info("worker_ready", worker=slot.number, seconds=round(now - slot.since, 2))
             case "failed":
                 slot.reason = str(message.get("reason"))
             case "stopping":
@@ -241,7 +242,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
             now = self._clock()
-            if now - slot.heard > limit:
+            if slot.heard is not None and now - slot.heard > limit:
                 slot.reason = f"silent for {limit:g} s: killed"
             elif slot.state == "starting" and now - slot.since > self._patience.start:
                 slot.reason = f"not ready after {self._patience.start:g} s: killed"

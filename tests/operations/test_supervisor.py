@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,22 @@ def address(supervisor: Supervisor) -> tuple[str, int]:
     return host, int(port)
 
 
+@asynccontextmanager
+async def connected(to: tuple[str, int]) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection(*to)
+    try:
+        async with asyncio.timeout(30):
+            yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 async def visit(supervisor: Supervisor) -> tuple[int, int, str]:
     """One client: which slot, process and configuration served it."""
-    reader, writer = await asyncio.open_connection(*address(supervisor))
-    async with asyncio.timeout(30):
+    async with connected(address(supervisor)) as (reader, _):
         slot, pid, hostname = (await reader.readline()).decode().split()
-    writer.close()
-    await writer.wait_closed()
     return int(slot), int(pid), hostname
 
 
@@ -99,13 +110,12 @@ async def test_a_killed_worker_is_restarted_and_nobody_is_refused_meanwhile(star
 
 async def test_a_worker_that_was_asked_to_stop_is_replaced_after_draining(start: Start) -> None:
     supervisor = await start()
-    reader, writer = await asyncio.open_connection(*address(supervisor))
-    slot, pid, _ = (await reader.readline()).decode().split()
-    os.kill(int(pid), signal.SIGTERM)
-    await visit_other(supervisor, int(pid))
-    writer.write(b"last words\n")
-    assert await reader.readline() == b"bye\n", "what was under way is finished first"
-    writer.close()
+    async with connected(address(supervisor)) as (reader, writer):
+        slot, pid, _ = (await reader.readline()).decode().split()
+        os.kill(int(pid), signal.SIGTERM)
+        await visit_other(supervisor, int(pid))
+        writer.write(b"last words\n")
+        assert await reader.readline() == b"bye\n", "what was under way is finished first"
 
     async def replaced() -> bool:
         facts = (await workers(supervisor))[int(slot)]
@@ -128,7 +138,7 @@ async def visit_other(supervisor: Supervisor, pid: int) -> None:
 
 
 async def test_a_wedged_worker_is_killed_and_replaced(start: Start) -> None:
-    supervisor = await start(Patience(heartbeat=2.0, reload=60.0, first_wait=0.05, longest_wait=0.2))
+    supervisor = await start(Patience(heartbeat=4.0, reload=60.0, first_wait=0.05, longest_wait=0.2))
     before = {w["pid"] for w in await workers(supervisor)}
     with pytest.raises(WorkerFailedError, match="worker 0 ended"):
         await supervisor.reload(settings(Path("/"), hostname="wedge.example"))
@@ -144,15 +154,14 @@ async def test_a_wedged_worker_is_killed_and_replaced(start: Start) -> None:
 async def test_a_reload_reaches_every_worker_without_dropping_a_connection(start: Start, tmp_path: Path) -> None:
     supervisor = await start()
     before = {w["pid"] for w in await workers(supervisor)}
-    reader, writer = await asyncio.open_connection(*address(supervisor))
-    await reader.readline()
-    await supervisor.reload(settings(tmp_path, hostname="new.example"))
-    facts = await workers(supervisor)
-    assert {w["pid"] for w in facts} == before
-    assert {w["hostname"] for w in facts} == {"new.example"}
-    writer.write(b"still here\n")
-    assert await reader.readline() == b"bye\n"
-    writer.close()
+    async with connected(address(supervisor)) as (reader, writer):
+        await reader.readline()
+        await supervisor.reload(settings(tmp_path, hostname="new.example"))
+        facts = await workers(supervisor)
+        assert {w["pid"] for w in facts} == before
+        assert {w["hostname"] for w in facts} == {"new.example"}
+        writer.write(b"still here\n")
+        assert await reader.readline() == b"bye\n"
 
 
 async def test_a_reload_that_the_workers_refuse_changes_nothing(start: Start, tmp_path: Path) -> None:
@@ -176,9 +185,8 @@ async def test_a_reload_opens_new_addresses_and_closes_those_that_are_gone(start
     listeners = [{"name": "other", "bind": ["127.0.0.1:0"], "tls": "none"}]
     await supervisor.reload(settings(tmp_path, listeners=listeners))
     host, _, port = supervisor.addresses["other"][0].rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    assert await reader.readline()
-    writer.close()
+    async with connected((host, int(port))) as (reader, _):
+        assert await reader.readline()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*old)
 
@@ -200,24 +208,22 @@ async def test_a_daemon_whose_workers_cannot_start_says_why(start: Start) -> Non
 
 async def test_stopping_waits_for_what_is_under_way(start: Start) -> None:
     supervisor = await start(shutdown=30.0)
-    reader, writer = await asyncio.open_connection(*address(supervisor))
-    await reader.readline()
-    stopping = asyncio.create_task(supervisor.stop())
+    where = address(supervisor)
 
     async def refused() -> bool:
         try:
-            _, other = await asyncio.open_connection(*address_before)
+            async with connected(where):
+                return False
         except ConnectionRefusedError:
             return True
-        other.close()
-        return False
 
-    address_before = writer.get_extra_info("peername")
-    await until(refused)
-    assert not stopping.done()
-    writer.write(b"done\n")
-    assert await reader.readline() == b"bye\n"
-    writer.close()
+    async with connected(where) as (reader, writer):
+        await reader.readline()
+        stopping = asyncio.create_task(supervisor.stop())
+        await until(refused)
+        assert not stopping.done()
+        writer.write(b"done\n")
+        assert await reader.readline() == b"bye\n"
     await stopping
 
 

@@ -52,6 +52,8 @@ class DummyApp:
                 writer.write(b"bye\n")
                 await writer.drain()
             writer.close()
+        except ConnectionError:
+            return
         finally:
             self.clients.discard(task)
 
@@ -68,7 +70,7 @@ class DummyApp:
             server.close()
         if self.config.hostname.startswith("slow"):
             await asyncio.Event().wait()
-        await asyncio.gather(*self.clients)
+        await asyncio.gather(*self.clients, return_exceptions=True)
 
     def status(self) -> dict[str, Any]:
         return {"clients": len(self.clients), "hostname": self.config.hostname, "slots": self.slots}
