@@ -1,6 +1,7 @@
 """Proves from what is on disk that every recipient ever accepted waits, or has exactly one final outcome.
 
-It trusts no state column: states are held against the history of events, and what waits against its body.
+It trusts no state column: states are held against the history of events, and what waits against its body. Delivered
+and then bounced by a fact that came back is one outcome: the later one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import State
 from relayd.spool import files
 from relayd.spool.reader import SpoolReader, open_readonly
-from relayd.spool.schema import FINAL_EVENT, STATE_CODE, STATE_OF
+from relayd.spool.schema import FINAL_EVENT, FROM_FACT, STATE_CODE, STATE_OF
 from relayd.spool.store import StoreError
 
 LIMIT = 1000
@@ -64,6 +65,8 @@ class AuditReport:
             self.discrepancies.append(discrepancy)
 
 
+_BY_FACT = f"json_extract(COALESCE(e.detail, '{{}}'), '$.{FROM_FACT}') IS NOT NULL"
+"""The event e tells of a fact that came back after the mail had left."""
 _FINAL_KINDS = ", ".join(f"'{kind.value}'" for kind in FINAL_EVENT)
 
 
@@ -103,8 +106,22 @@ _CHECKS = (
         "SELECT m.id, NULL FROM message m WHERE NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.id)",
     ),
     (
+        # the upstream took it, and later it came back: only a fact may end twice, and only that way
         "has more than one final outcome",
-        f"SELECT message, n FROM event WHERE kind IN ({_FINAL_KINDS}) GROUP BY message, n HAVING COUNT(*) > 1",  # noqa: S608
+        f"SELECT e.message, e.n FROM event e WHERE e.kind IN ({_FINAL_KINDS})"  # noqa: S608
+        f" AND NOT (e.kind = 'bounced' AND {_BY_FACT} AND EXISTS"
+        " (SELECT 1 FROM event d WHERE d.message = e.message AND d.n = e.n AND d.kind = 'delivered' AND d.id < e.id))"
+        " GROUP BY e.message, e.n HAVING COUNT(*) > 1",
+    ),
+    (
+        "came back after delivery more than once",
+        f"SELECT e.message, e.n FROM event e WHERE e.kind = 'bounced' AND {_BY_FACT}"  # noqa: S608
+        " GROUP BY e.message, e.n HAVING COUNT(*) > 1",
+    ),
+    (
+        "an event tells of a fact that is not kept",
+        f"SELECT e.message, e.n FROM event e WHERE {_BY_FACT} AND NOT EXISTS"  # noqa: S608
+        " (SELECT 1 FROM fact f WHERE f.message = e.message AND f.n = e.n)",
     ),
     (
         "is final, but no event tells how it ended",

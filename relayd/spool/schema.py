@@ -36,6 +36,8 @@ FINAL_EVENT = {
     EventKind.DELETED: State.DELETED,
 }
 """The event that each final state comes with, exactly once."""
+FROM_FACT = "source"
+"""Detail of an event that tells of a fact which came back: what kind of mail told it."""
 
 TABLES = """
 CREATE TABLE message (
@@ -104,6 +106,14 @@ CREATE TABLE event (
     detail TEXT                    -- JSON
 );
 CREATE INDEX event_message ON event (message);
+-- What came back about mail that had left. Each fact counts once, however often it is told.
+CREATE TABLE fact (
+    message INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (message, n, key)
+) WITHOUT ROWID;
 """
 
 PAGE = 4096

@@ -218,7 +218,7 @@ class Segment:
             if result.error is not None:
                 item.future.set_exception(result.error)
             else:
-                item.future.set_result(None)
+                item.future.set_result(result.value)
         if accepted:
             self.newest = max(self.newest or 0, *accepted)
         written = batch.octets + ROW * len(batch.items)

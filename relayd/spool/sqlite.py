@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -23,6 +24,8 @@ from relayd.spool.filter import QueueFilter
 from relayd.spool.segment import Segment
 from relayd.spool.shelf import Shelf
 from relayd.spool.store import (
+    Amended,
+    Amendment,
     Change,
     Delivery,
     Due,
@@ -149,6 +152,36 @@ class SqliteStore:
                 final,
                 waits,
                 undelayed,
+            )
+        )
+        return future
+
+    def amend(self, amendment: Amendment) -> asyncio.Future[Amended]:
+        """Write what came back about a recipient in one durable transaction, in the message's own segment."""
+        future: asyncio.Future[Amended] = asyncio.get_running_loop().create_future()
+        after, event = amendment.change.after, amendment.change.event
+        if after.state is not amendment.before and not after.state.final:
+            raise ValueError(f"a fact makes no recipient {after.state}")
+        if amendment.before.final and (amendment.before, after.state) != (State.DELIVERED, State.BOUNCED):
+            # every other final state stands, whatever comes back
+            after = replace(after, state=amendment.before, notice=None)
+        segment = self._shelf.home(event.message)
+        if segment is None:
+            future.set_exception(NoSuchMessageError(f"no message {format_id(event.message)} here"))
+            return future
+        if after.notice is not None:
+            segment.waiting = True
+        segment.submit(
+            writes.Amend(
+                future,
+                event.message,
+                event.n,
+                amendment.key,
+                schema.STATE_CODE[amendment.before],
+                schema.STATE_CODE[after.state],
+                None if after.notice is None else after.notice.value,
+                codec.event_row(event),
+                event,
             )
         )
         return future

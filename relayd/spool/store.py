@@ -57,7 +57,7 @@ class Waiting:
     delayed: bool = False
     """A delay notice was made (or was due but not wanted)."""
     notice: Notice | None = None
-    """A report owed to the sender, not sent yet. Settling with None leaves a debt as it is: only `noticed` strikes it."""
+    """A report owed to the sender, not sent yet. Settling with None leaves a debt as it is: `noticed` strikes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,28 @@ class Settlement:
     attempt: Attempt | None = None
 
 
+class Amended(StrEnum):
+    """What became of an amendment."""
+
+    WRITTEN = "written"
+    KNOWN = "known"
+    """This fact was written before: nothing has changed."""
+    OVERTAKEN = "overtaken"
+    """The recipient's state is not the expected one any more: nothing has changed; look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """What a fact that came back changes about one recipient: one transaction, once for each `key`."""
+
+    change: Change
+    """The next standing with its event. Where `after.state` is `before`, the event alone is written."""
+    before: State
+    """The state that the change was decided on."""
+    key: str
+    """Names the fact among all facts about the recipient."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaneDepth:
     """How much waits for one upstream, and since when the oldest was accepted."""
@@ -149,6 +171,12 @@ class Store(Protocol):
 
         Recipients that are final already are left as they are, and their events are not written: the first
         final outcome stands. Raises StoreError, StoreFullError.
+        """
+
+    def amend(self, amendment: Amendment) -> asyncio.Future[Amended]:
+        """Write what came back about a recipient in one durable transaction, in the message's own segment.
+
+        The one verb that may change a final state: delivered to bounced. Raises NoSuchMessageError, StoreError.
         """
 
     def subscribe(self, reader: Callable[[Sequence[Event]], None]) -> None:

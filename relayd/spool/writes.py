@@ -16,7 +16,7 @@ from relayd.core.event import Event
 from relayd.core.ids import MessageId, format_id
 from relayd.core.units import Millis
 from relayd.spool import codec
-from relayd.spool.store import NoSuchMessageError, StoreError
+from relayd.spool.store import Amended, NoSuchMessageError, StoreError
 
 CHUNK = 32
 """Rows of one statement."""
@@ -78,7 +78,23 @@ class Noticed:
     ns: Sequence[int]
 
 
-Item = Accept | Settle | Noticed
+@dataclass(slots=True)
+class Amend:
+    """What a fact changes about one recipient."""
+
+    future: asyncio.Future[Amended]
+    message: MessageId
+    n: int
+    key: str
+    before: int
+    """State code it was decided on."""
+    after: int
+    notice: str | None
+    event_row: codec.Row
+    event: Event
+
+
+Item = Accept | Settle | Noticed | Amend
 
 
 @dataclass(slots=True)
@@ -100,6 +116,8 @@ class Result:
 
     events: Sequence[Event] = ()
     error: StoreError | None = None
+    value: Any = None
+    """What the item's future tells."""
 
 
 class Rows:
@@ -240,6 +258,8 @@ def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
         if batch.drop_bodies:
             _drop_bodies(db, [item.message])
         return Result()
+    if isinstance(item, Amend):
+        return _amend(db, item)
     if isinstance(item, Accept):
         _MESSAGES.run(db, item.row)
         if not item.large:
@@ -261,6 +281,26 @@ def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
     if batch.drop_bodies and item.final:
         _drop_bodies(db, [item.message])
     return Result(written)
+
+
+def _amend(db: sqlite3.Connection, item: Amend) -> Result:
+    _must_exist(db, item.message)
+    place = (item.message, item.n)
+    row = db.execute("SELECT state FROM recipient WHERE message = ? AND n = ?", place).fetchone()
+    if row is None:
+        raise NoSuchMessageError(f"message {format_id(item.message)} has no recipient {item.n}")
+    if db.execute("SELECT 1 FROM fact WHERE message = ? AND n = ? AND key = ?", (*place, item.key)).fetchone():
+        return Result(value=Amended.KNOWN)
+    if row[0] != item.before:
+        return Result(value=Amended.OVERTAKEN)
+    db.execute("INSERT INTO fact VALUES (?, ?, ?, ?)", (*place, item.key, item.event.at))
+    if item.after != item.before:
+        db.execute(
+            "UPDATE recipient SET state = ?3, due = NULL, notice = COALESCE(?4, notice) WHERE message = ?1 AND n = ?2",
+            (*place, item.after, item.notice),
+        )
+    _EVENTS.run(db, item.event_row)
+    return Result([item.event], value=Amended.WRITTEN)
 
 
 def _must_exist(db: sqlite3.Connection, message: MessageId) -> None:

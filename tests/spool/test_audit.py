@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.core.event import EventKind
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import State
 from relayd.spool import files
@@ -16,7 +17,7 @@ from relayd.spool.audit import audit
 from relayd.spool.store import Notice
 from relayd.spool.writes import LARGE
 from tests.spool.conftest import OpenStore
-from tests.spool.test_store import keep
+from tests.spool.test_store import amendment, delivered, keep
 from tests.support.mail import NOW, make_settlement, make_waiting
 
 
@@ -90,6 +91,28 @@ async def test_every_lie_is_found(open_store: OpenStore, directory: Path, lie: s
     assert any(problem in str(each) for each in report.discrepancies), [str(each) for each in report.discrepancies]
     if ":" in lie and "77" not in lie:
         assert any(format_id(each) in str(report.discrepancies[0]) for each in (done, waiting))
+
+
+async def test_a_bounce_after_delivery_is_one_outcome_and_two_of_them_are_not(
+    open_store: OpenStore, directory: Path
+) -> None:
+    store = await open_store()
+    mail = await delivered(store)
+    await store.amend(amendment(mail, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED))
+    await store.amend(amendment(mail, State.BOUNCED, State.BOUNCED, EventKind.COMPLAINED, key="complaint"))
+    await store.close()
+    report = audit(directory)
+    assert report.clean, report.discrepancies
+    assert report.final == {State.BOUNCED: 1}
+    [path] = files.segments_in(directory / "000")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "INSERT INTO event (message, n, at, kind, detail)"
+            " SELECT message, n, at, kind, detail FROM event WHERE kind = 'bounced'"
+        )
+        db.execute("DELETE FROM fact")
+    problems = {each.problem for each in audit(directory).discrepancies}
+    assert problems == {"came back after delivery more than once", "an event tells of a fact that is not kept"}
 
 
 async def test_damage_is_reported_and_the_rest_audited(open_store: OpenStore, directory: Path) -> None:

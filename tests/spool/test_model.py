@@ -13,13 +13,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from relayd.config.models import Spool
 from relayd.core.event import Event, EventKind
+from relayd.core.feedback import FeedbackKind
 from relayd.core.ids import MessageId
-from relayd.core.lifecycle import State
+from relayd.core.lifecycle import State, learn
 from relayd.core.mail import Message
 from relayd.spool.audit import audit
 from relayd.spool.filter import QueueFilter
 from relayd.spool.sqlite import SqliteStore
-from relayd.spool.store import Notice, Settlement, Waiting
+from relayd.spool.store import Amended, Amendment, Notice, Settlement, Waiting
 from tests.support.clock import Clock
 from tests.support.mail import make_change, make_message, make_waiting
 
@@ -42,6 +43,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.kept: dict[MessageId, tuple[Message, bytes]] = {}
         self.recipients: dict[MessageId, list[Waiting]] = {}
         self.facts: dict[MessageId, list[tuple[int, EventKind]]] = {}
+        self.known: set[str] = set()
         self.open()
 
     def open(self) -> None:
@@ -125,6 +127,43 @@ class SpoolMachine(RuleBasedStateMachine):
             await asyncio.gather(*waits)
 
         self.loop.run_until_complete(all_of_it())
+
+    @rule(number=messages, n=st.integers(0, 2), hard=st.booleans(), stale=st.booleans(), owes=st.booleans())
+    def something_comes_back(self, number: MessageId, n: int, hard: bool, stale: bool, owes: bool) -> None:
+        """A bounce, by the lifecycle table; perhaps told twice, perhaps decided on a state that is past."""
+        message, _ = self.kept[number]
+        recipients = self.recipients[number]
+        place = n % len(recipients)
+        before = recipients[place]
+        learned = learn(before.state, FeedbackKind.BOUNCE, "failed" if hard else "delayed", hard=hard)
+        change = make_change(
+            message,
+            before,
+            learned.state,
+            at=self.clock.now,
+            due=None if learned.state.final else before.due,
+            kind=learned.event,
+            notice=Notice.FAILURE if owes and learned.state is not before.state else None,
+            source="bounce",
+        )
+        key = f"{number} {place} {hard}"
+        past = State.EXPIRED if before.state is not State.EXPIRED else State.QUEUED
+        if stale and not (past.final and not learned.state.final):
+            expected = Amended.KNOWN if key in self.known else Amended.OVERTAKEN
+        else:
+            past, expected = before.state, Amended.KNOWN if key in self.known else Amended.WRITTEN
+
+        async def amended() -> Amended:
+            return await self.store.amend(Amendment(change, past, key))
+
+        assert self.loop.run_until_complete(amended()) is expected
+        if expected is Amended.WRITTEN:
+            self.known.add(key)
+            self.facts[number].append((place, learned.event))
+            if learned.state is not before.state:
+                recipients[place] = replace(
+                    before, state=learned.state, due=None, notice=change.after.notice or before.notice
+                )
 
     @rule(number=messages)
     def make_reports(self, number: MessageId) -> None:

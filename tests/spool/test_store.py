@@ -14,7 +14,17 @@ from relayd.core.lifecycle import State
 from relayd.core.mail import Body, Envelope, Message, Notify, Origin, Recipient, Ret
 from relayd.spool.filter import QueueFilter
 from relayd.spool.sqlite import SqliteStore
-from relayd.spool.store import Delivery, LaneDepth, NoSuchMessageError, Notice, Settlement, StoreError, Waiting
+from relayd.spool.store import (
+    Amended,
+    Amendment,
+    Delivery,
+    LaneDepth,
+    NoSuchMessageError,
+    Notice,
+    Settlement,
+    StoreError,
+    Waiting,
+)
 from relayd.spool.writes import PART
 from tests.spool.conftest import OpenStore
 from tests.support.clock import Clock
@@ -507,3 +517,112 @@ async def test_all_of_it_is_there_after_opening_again(open_store: OpenStore, clo
     assert ids((await store.due("acme", NOW, 10, ())).deliveries) == [waiting.message.id, last.id]
     assert await store.owing(10) == [owed.message.id]
     assert await store.content(last.id) == CONTENT
+
+
+def amendment(
+    mail: Delivery, before: State, after: State, kind: EventKind, *, key: str = "failed", n: int = 0, **others: object
+) -> Amendment:
+    """A fact that came back about recipient `n`."""
+    change = make_change(mail.message, mail.recipients[n], after, kind=kind, source="bounce", **others)  # type: ignore[arg-type]
+    return Amendment(change, before, key)
+
+
+async def delivered(store: SqliteStore, *recipients: Waiting) -> Delivery:
+    mail = await keep(store, recipients or None)
+    await store.settle(make_settlement(mail.message, mail.recipients, State.DELIVERED))
+    return mail
+
+
+async def test_a_fact_changes_delivered_to_bounced_once_and_survives_a_restart(open_store: OpenStore) -> None:
+    store = await open_store()
+    heard: list[Event] = []
+    store.subscribe(heard.extend)
+    mail = await delivered(store, make_waiting(0), make_waiting(1))
+    bounce = amendment(mail, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED, notice=Notice.FAILURE)
+    assert await store.amend(bounce) is Amended.WRITTEN
+    assert await store.amend(bounce) is Amended.KNOWN
+    for _ in range(2):
+        history = await store.history(mail.message.id)
+        assert [waiting.state for waiting in history.recipients] == [State.BOUNCED, State.DELIVERED]
+        assert [waiting.notice for waiting in history.recipients] == [Notice.FAILURE, None]
+        assert [event.kind for event in history.events if event.n == 0][1:] == [EventKind.DELIVERED, EventKind.BOUNCED]
+        assert await store.owing(10) == [mail.message.id]
+        await store.close()
+        store = await open_store()
+        assert await store.amend(bounce) is Amended.KNOWN
+    assert [event.kind for event in heard].count(EventKind.BOUNCED) == 1
+
+
+async def test_duplicates_that_meet_in_one_commit_count_once(store: SqliteStore) -> None:
+    mail = await delivered(store)
+    bounce = amendment(mail, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED)
+    results = await asyncio.gather(*(store.amend(bounce) for _ in range(5)))
+    assert sorted(results) == [Amended.KNOWN] * 4 + [Amended.WRITTEN]
+
+
+async def test_a_fact_that_changes_no_state_leaves_the_recipient_as_it_is(store: SqliteStore) -> None:
+    mail = await keep(store)
+    late = amendment(mail, State.QUEUED, State.QUEUED, EventKind.POSTPONED, key="delayed", due=NOW + 5)
+    assert await store.amend(late) is Amended.WRITTEN
+    history = await store.history(mail.message.id)
+    assert history.recipients == mail.recipients
+    assert [event.kind for event in history.events] == [EventKind.ACCEPTED, EventKind.POSTPONED]
+
+
+async def test_a_fact_decided_on_an_older_state_writes_nothing(store: SqliteStore) -> None:
+    mail = await delivered(store)
+    late = amendment(mail, State.UNCERTAIN, State.BOUNCED, EventKind.BOUNCED)
+    assert await store.amend(late) is Amended.OVERTAKEN
+    history = await store.history(mail.message.id)
+    assert [event.kind for event in history.events] == [EventKind.ACCEPTED, EventKind.DELIVERED]
+    again = amendment(mail, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED)
+    assert await store.amend(again) is Amended.WRITTEN
+
+
+async def test_what_waits_is_ended_by_a_fact_and_the_attempt_in_hand_changes_it_no_more(store: SqliteStore) -> None:
+    mail = await keep(store)
+    bounce = amendment(mail, State.QUEUED, State.BOUNCED, EventKind.BOUNCED)
+    assert await store.amend(bounce) is Amended.WRITTEN
+    assert (await store.due("acme", NOW, 10, ())).deliveries == []
+    await store.settle(make_settlement(mail.message, mail.recipients, State.DELIVERED))
+    [recipient] = (await store.history(mail.message.id)).recipients
+    assert (recipient.state, recipient.due) == (State.BOUNCED, None)
+
+
+@pytest.mark.parametrize("state", [State.BOUNCED, State.EXPIRED, State.SUPPRESSED, State.DELETED])
+async def test_no_fact_changes_another_final_state(store: SqliteStore, state: State) -> None:
+    mail = await keep(store)
+    await store.settle(make_settlement(mail.message, mail.recipients, state))
+    fact = amendment(mail, state, State.DELIVERED, EventKind.CONFIRMED, notice=Notice.SUCCESS)
+    assert await store.amend(fact) is Amended.WRITTEN
+    [recipient] = (await store.history(mail.message.id)).recipients
+    assert (recipient.state, recipient.notice) == (state, None)
+
+
+async def test_a_fact_never_makes_a_recipient_wait(store: SqliteStore) -> None:
+    mail = await keep(store)
+    with pytest.raises(ValueError, match="makes no recipient"):
+        store.amend(amendment(mail, State.QUEUED, State.DEFERRED, EventKind.POSTPONED, due=NOW))
+
+
+async def test_facts_about_what_is_not_here_raise(store: SqliteStore) -> None:
+    mail = await keep(store)
+    stranger = Delivery(make_message(store.mint()), (make_waiting(),))
+    with pytest.raises(NoSuchMessageError):
+        await store.amend(amendment(stranger, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED))
+    nobody = Delivery(mail.message, (make_waiting(7),))
+    with pytest.raises(NoSuchMessageError):
+        await store.amend(amendment(nobody, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED))
+    assert (await store.history(mail.message.id)).recipients == mail.recipients
+
+
+async def test_a_fact_opens_an_old_segment(open_store: OpenStore, clock: Clock) -> None:
+    store = await open_store(segment=60.0)
+    mail = await delivered(store)
+    for _ in range(3):
+        clock.advance(61)
+        await delivered(store)
+    await store.close()
+    store = await open_store(segment=60.0)
+    assert await store.amend(amendment(mail, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED)) is Amended.WRITTEN
+    assert (await store.history(mail.message.id)).recipients[0].state is State.BOUNCED
