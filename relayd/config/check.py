@@ -23,6 +23,9 @@ from relayd.config.models import (
     FetchedNetwork,
     Listener,
     ListenerTLS,
+    MailboxTLS,
+    ReturnPath,
+    Role,
     Route,
     SMTPUpstream,
     UpstreamTLS,
@@ -62,6 +65,9 @@ class _Checker:
         for name, upstream in self._config.upstreams.items():
             if isinstance(upstream, SMTPUpstream):
                 yield self._upstream(("upstreams", name), upstream)
+            if upstream.return_path is ReturnPath.VERP:
+                yield self._needs_domain(("upstreams", name, "return_path"), "return_path: verp")
+        yield self._mailboxes()
         for loc, route in items(self._at, "routes", self._config.routes):
             yield self._route(loc, route)
         yield self._order_of_routes()
@@ -106,14 +112,15 @@ class _Checker:
                     yield self._at.fault(("networks", name, "url"), problem, "Use an https URL")
 
     def _listener(self, loc: Loc, listener: Listener) -> Iterator[Fault]:
+        if listener.role is Role.INBOUND:
+            yield from self._inbound(loc, listener)
+            return
         yield from self._access(loc, listener)
         yield from self._listener_networks(loc, listener)
         tls = (*loc, "tls")
         if not self._sound(tls):
             return
-        if listener.require_tls and listener.tls is not ListenerTLS.STARTTLS and self._sound((*loc, "require_tls")):
-            problem = f"needs tls: starttls, and this listener has tls: {listener.tls}"
-            yield self._at.fault((*loc, "require_tls"), problem, "Set tls: starttls, or take require_tls out")
+        yield from self._require_tls(loc, listener)
         outside = [bind for bind in listener.bind if not bind.loopback]
         if listener.tls is ListenerTLS.NONE and outside and self._sound((*loc, "access"), (*loc, "bind")):
             remedy = "Set tls: starttls or implicit, or bind to 127.0.0.1"
@@ -122,6 +129,46 @@ class _Checker:
                 yield self._at.fault(tls, problem, remedy)
             elif listener.access is Access.NETWORK_OR_AUTH:
                 yield self._at.fault(tls, problem, remedy + ", or set access: network", _WARNING)
+
+    def _require_tls(self, loc: Loc, listener: Listener) -> Iterator[Fault]:
+        if listener.require_tls and listener.tls is not ListenerTLS.STARTTLS and self._sound((*loc, "require_tls")):
+            problem = f"needs tls: starttls, and this listener has tls: {listener.tls}"
+            yield self._at.fault((*loc, "require_tls"), problem, "Set tls: starttls, or take require_tls out")
+
+    def _inbound(self, loc: Loc, listener: Listener) -> Iterator[Fault]:
+        yield from self._needs_domain((*loc, "role"), "role: inbound")
+        yield from self._listener_networks(loc, listener)
+        if self._sound((*loc, "tls")):
+            yield from self._require_tls(loc, listener)
+        for key in ("access", "networks"):
+            if key in listener.model_fields_set and self._sound((*loc, key)):
+                problem = "says nothing with role: inbound, which takes mail from anyone for our own addresses only"
+                yield self._at.fault((*loc, key), problem, "Take it out", _WARNING)
+
+    def _needs_domain(self, loc: Loc, what: str) -> Iterator[Fault]:
+        if self._config.bounces.domain is None and self._sound(loc, ("bounces",), ("bounces", "domain")):
+            problem = f"{what} needs bounces.domain, and none is given"
+            yield self._at.fault(loc, problem, "Set bounces: {domain: bounce.example.com}, with an MX that leads here")
+
+    def _mailboxes(self) -> Iterator[Fault]:
+        if not self._sound(("bounces",), ("bounces", "mailboxes")):
+            return
+        seen: set[str] = set()
+        for index, mailbox in enumerate(self._config.bounces.mailboxes):
+            loc: Loc = ("bounces", "mailboxes", index)
+            password = (*loc, "password")
+            if mailbox.name in seen:
+                yield self._at.fault((*loc, "name"), f"{mailbox.name!r} is there already", "Give each its own name")
+            seen.add(mailbox.name)
+            if self._at.directory is not None and self._at.source(password) is None and self._sound(password):
+                remedy = "Bring it by !env NAME, !file PATH or !credential NAME"
+                yield self._at.fault(password, "the password is written in the file itself", remedy)
+            if mailbox.tls is MailboxTLS.NONE and not _is_loopback(mailbox.host):
+                problem = f"the password crosses the network in the clear, and nobody proves to be {mailbox.host}"
+                yield self._at.fault((*loc, "tls"), problem, "Set tls: implicit or starttls", _WARNING)
+            if mailbox.tls is MailboxTLS.NONE and mailbox.ca_file is not None:
+                problem = "does nothing with tls: none, which verifies no certificate"
+                yield self._at.fault((*loc, "ca_file"), problem, "Set tls: implicit, or take it out", _WARNING)
 
     def _access(self, loc: Loc, listener: Listener) -> Iterator[Fault]:
         access, given = (*loc, "access"), bool(listener.networks)

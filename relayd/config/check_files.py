@@ -34,6 +34,9 @@ def check_files(config: Config, positions: Positions) -> Iterator[Fault]:
     for name, upstream in config.upstreams.items():
         if isinstance(upstream, SMTPUpstream) and upstream.ca_file is not None:
             yield from files.certificates(("upstreams", name, "ca_file"), upstream.ca_file)
+    for index, mailbox in enumerate(config.bounces.mailboxes):
+        if mailbox.ca_file is not None and positions.sound(("bounces", "mailboxes")):
+            yield from files.certificates(("bounces", "mailboxes", index, "ca_file"), mailbox.ca_file)
     kept = positions.kept.get("dkim")
     for index, key in enumerate(config.dkim):
         yield from files.dkim_key(("dkim", kept[index] if kept is not None else index, "key"), key.key)
@@ -49,6 +52,7 @@ class _Files:
         locs += [("upstreams", name, "password") for name in config.upstreams]
         kept = self._at.kept.get("credentials", tuple(range(len(config.credentials))))
         locs += [("credentials", index, "password") for index in kept]
+        locs += [("bounces", "mailboxes", index, "password") for index in range(len(config.bounces.mailboxes))]
         for loc in locs:
             source = self._at.source(loc)
             if source is not None and source.path is not None:

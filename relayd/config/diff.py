@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 from relayd.config.fault import printable
-from relayd.config.models import Config, Credential, DKIMKey, Listener
+from relayd.config.models import Config, Credential, DKIMKey, Listener, Mailbox
 
 _RESTART = ("data_dir", "workers", "secret")
 """What holds for the life of a daemon; a reload applies everything else, new addresses to listen on too."""
@@ -82,7 +82,7 @@ def _parts(both: _Both) -> dict[str, _Both] | None:
 
 
 def _name(item: BaseModel, place: int) -> str:
-    if isinstance(item, Listener):
+    if isinstance(item, Listener | Mailbox):
         return item.name
     if isinstance(item, Credential):
         return item.username

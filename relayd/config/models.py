@@ -53,10 +53,14 @@ __all__ = [
     "Listener",
     "ListenerTLS",
     "Log",
+    "Mailbox",
+    "MailboxTLS",
     "Match",
     "Model",
     "OnUncertain",
     "Retry",
+    "ReturnPath",
+    "Role",
     "Route",
     "SMTPUpstream",
     "SandboxUpstream",
@@ -129,10 +133,21 @@ class BareNewlines(StrEnum):
     NORMALISE = "normalise"
 
 
+class Role(StrEnum):
+    SUBMISSION = "submission"
+    INBOUND = "inbound"
+
+
 class Listener(Model):
-    """A place where apps connect."""
+    """A place where apps connect, or, with `role: inbound`, where other servers bring bounces."""
 
     name: Name = Field(description="Shown in logs, metrics and Received headers.")
+    role: Role = Field(
+        Role.SUBMISSION,
+        description="`submission`: apps send mail. `inbound`: the MX of `bounces.domain`: takes mail for the addresses"
+        " that relayd issued there and for postmaster and abuse (550 5.1.1 otherwise), from anyone; no AUTH, and"
+        " nothing is relayed. `access` and `networks` say nothing then.",
+    )
     bind: list[BindAddress] = Field(min_length=1, description="IP addresses and ports to listen on, IPv6 in brackets.")
     tls: ListenerTLS = Field(
         ListenerTLS.STARTTLS,
@@ -157,6 +172,12 @@ class Listener(Model):
         BareNewlines.REFUSE,
         description="What happens to a message with a bare CR or LF: `refuse` it (550 5.6.11), or `normalise` it to"
         " CRLF before signing.",
+    )
+    message_size: Size | None = Field(
+        None,
+        ge=1024,
+        description="Largest message here (552 5.3.4). Absent: `limits.message_size`, with `role: inbound` at most"
+        " 16MiB.",
     )
 
 
@@ -224,6 +245,23 @@ class Limits(Model):
     )
 
 
+class ReturnPath(StrEnum):
+    KEEP = "keep"
+    VERP = "verp"
+
+
+INBOUND_LIMITS: dict[str, float] = {
+    "message_size": 16 * 1024**2,
+    "recipients": 100,
+    "commands": 200,
+    "errors": 10,
+    "idle": 120.0,
+    "data_idle": 120.0,
+    "session": 1800.0,
+}
+"""What a listener with `role: inbound` grants at most (RFC 5321 4.5.3.1.8: 100 recipients must do)."""
+
+
 class UpstreamTLS(StrEnum):
     REQUIRED = "required"
     OPPORTUNISTIC = "opportunistic"
@@ -282,6 +320,12 @@ class SMTPUpstream(Model):
         description="After silence behind the final dot the mail may have arrived or not. `retry` sends it again, which"
         " can make a duplicate; `hold` waits for an operator.",
     )
+    return_path: ReturnPath = Field(
+        ReturnPath.KEEP,
+        description="`keep`: the envelope sender goes out as the app gave it. `verp`: each recipient gets an envelope"
+        " sender of its own at `bounces.domain`, so that bounces come back to relayd and say whom they are about; one"
+        " transaction for each recipient. A null sender stays null.",
+    )
     limits: UpstreamLimits = Field(default_factory=UpstreamLimits, description="What this upstream is asked at most.")
     timeouts: UpstreamTimeouts = Field(
         default_factory=UpstreamTimeouts, description="How long this upstream is waited for."
@@ -292,6 +336,7 @@ class SandboxUpstream(Model):
     """Keeps what it is given instead of sending it. Recipients like 450@ or 550@ rehearse failures."""
 
     type: Literal["sandbox"] = Field(description="`sandbox`.")
+    return_path: ReturnPath = Field(ReturnPath.KEEP, description="As for a real upstream.")
     limits: UpstreamLimits = Field(default_factory=UpstreamLimits, description="As for a real upstream.")
     on_uncertain: OnUncertain = Field(OnUncertain.RETRY, description="As for a real upstream.")
 
@@ -365,14 +410,61 @@ class Retry(Model):
     )
 
 
+class MailboxTLS(StrEnum):
+    IMPLICIT = "implicit"
+    STARTTLS = "starttls"
+    NONE = "none"
+
+
+class Mailbox(Model):
+    """An IMAP mailbox that bounces are sent to, where the return path is not ours to choose."""
+
+    name: Name = Field(description="Shown in logs and metrics, and remembered with what was read: keep it.")
+    host: Host = Field(description="Host name or IP address of the IMAP server.")
+    port: Count | None = Field(None, ge=1, le=65535, description="Absent: 993, or 143 without implicit TLS.")
+    tls: MailboxTLS = Field(
+        MailboxTLS.IMPLICIT,
+        description="`implicit`: TLS from the first octet. `starttls`: STARTTLS before login. The certificate is"
+        " verified with both. `none`: in the clear.",
+    )
+    ca_file: FilePath | None = Field(
+        None, description="PEM file of the only CAs to trust for this mailbox. Absent: those of the system."
+    )
+    username: Text = Field(min_length=1, description="User name for login.")
+    password: Secret = Field(
+        description="Password for login, brought by `!env`, `!file` or `!credential`; never written in the file."
+    )
+    folder: Text = Field("INBOX", min_length=1, description="Folder that is read.")
+    done_folder: Text | None = Field(
+        None,
+        min_length=1,
+        description="Folder that mails are moved to once they are kept here; made where absent. Absent: they stay,"
+        " marked as seen.",
+    )
+    poll: Duration = Field(
+        300.0, ge=1, description="How often to look. A server that offers IDLE tells of new mail at once."
+    )
+
+
 class Bounces(Model):
-    """Who is told about mail that did not arrive."""
+    """Who is told about mail that did not arrive, and how bounces come back."""
 
     notify: Literal["sender", "none"] = Field(
         "sender",
         description="`sender`: failure and delay reports go to the envelope sender. `none`: nobody gets any."
         " A null sender never gets one.",
     )
+    domain: Domain | None = Field(
+        None,
+        description="Domain of return paths that relayd issues; its MX is a listener with `role: inbound`.",
+    )
+    verify_for: Duration = Field(
+        40 * 86400.0,
+        ge=86400,
+        le=10 * 365 * 86400.0,
+        description="How long an issued return path is good, and how old a message may be that a bounce names.",
+    )
+    mailboxes: list[Mailbox] = Field(default_factory=list, description="IMAP mailboxes in which bounces arrive.")
 
 
 class Spool(Model):
@@ -473,6 +565,15 @@ class Config(Model):
     def worker_count(self) -> int:
         """Processes to run."""
         return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+
+    def limits_of(self, listener: Listener) -> Limits:
+        """What clients of this listener can ask: other servers that bring bounces need less than apps."""
+        own: dict[str, Any] = {}
+        if listener.role is Role.INBOUND:
+            own = {name: min(getattr(self.limits, name), most) for name, most in INBOUND_LIMITS.items()}
+        if listener.message_size is not None:
+            own["message_size"] = listener.message_size
+        return self.limits.model_copy(update=own) if own else self.limits
 
     @property
     def certificate_path(self) -> Path:

@@ -29,6 +29,7 @@ def routes(*texts: str) -> dict[str, str]:
 CREDENTIAL = f"credentials:\n  - {{username: shop, password: '{HASH}'}}\n"
 A = "name: a, bind: ['127.0.0.1:1']"
 OUT = "name: a, bind: ['0.0.0.0:1']"
+BOUNCE_DOMAIN = "bounces: {domain: bounce.example.com}\n"
 LOCAL = "access: network, networks: [127.0.0.1]"
 
 # sections, text behind them, and the faults as "severity key: words of the problem"
@@ -36,6 +37,29 @@ ROWS: list[tuple[str, dict[str, str], str, list[str]]] = [
     ("port 25", upstream("port: 25"), "", ["error upstreams.sandbox.port: port 25 is for servers"]),
     ("port 25 by name", upstream("port: 25, allow_port_25: true"), "", []),
     ("other ports", upstream("port: 2525"), "", []),
+    ("inbound without a domain", listener("name: mx, role: inbound, bind: ['0.0.0.0:1']"), "",
+     ["error listeners[0].role: role: inbound needs bounces.domain"]),
+    ("inbound", listener("name: mx, role: inbound, bind: ['0.0.0.0:1'], tls: none"), BOUNCE_DOMAIN, []),
+    ("inbound with access", listener("name: mx, role: inbound, bind: ['0.0.0.0:1'], access: auth"), BOUNCE_DOMAIN,
+     ["warning listeners[0].access: says nothing with role: inbound"]),
+    ("inbound with require_tls and no TLS",
+     listener("name: mx, role: inbound, bind: ['0.0.0.0:1'], tls: none, require_tls: true"), BOUNCE_DOMAIN,
+     ["error listeners[0].require_tls: needs tls: starttls"]),
+    ("verp without a domain", upstream("return_path: verp"), "",
+     ["error upstreams.sandbox.return_path: return_path: verp needs bounces.domain"]),
+    ("verp", upstream("return_path: verp"), BOUNCE_DOMAIN, []),
+    ("mailbox with its password in the file", {},
+     "bounces: {mailboxes: [{name: a, host: imap.example, username: u, password: p}]}\n",
+     ["error bounces.mailboxes[0].password: the password is written in the file itself"]),
+    ("mailbox in the clear", {},
+     "bounces: {mailboxes: [{name: a, host: imap.example, username: u, password: !env PW, tls: none}]}\n",
+     ["warning bounces.mailboxes[0].tls: the password crosses the network in the clear"]),
+    ("mailbox on this machine", {},
+     "bounces: {mailboxes: [{name: a, host: 127.0.0.1, username: u, password: !env PW, tls: none}]}\n", []),
+    ("mailbox twice", {},
+     "bounces: {mailboxes: [{name: a, host: h, username: u, password: !env PW},"
+     " {name: a, host: i, username: u, password: !env PW}]}\n",
+     ["error bounces.mailboxes[1].name: 'a' is there already"]),
     ("unknown upstream", routes("upstream: sandbx"), "", ["error routes[0].upstream: there is no upstream 'sandbx'"]),
     ("unknown network of a listener", listener(f"{A}, tls: none, access: network, networks: [offce]"),
      "networks: {office: [192.0.2.1]}\n", ["error listeners[0].networks[0]: there is no network 'offce'"]),

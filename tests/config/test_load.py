@@ -308,6 +308,7 @@ def _sections() -> list[tuple[str, str]]:
         "Route": "routes: [{upstream: s, %s}]",
         "DKIMKey": "dkim: [{domain: d, selector: s, key: k, %s}]",
         "Retry": "retry: {%s}",
+        "Mailbox": "bounces: {mailboxes: [{name: b, host: h, username: u, password: p, %s}]}",
         "Bounces": "bounces: {%s}",
         "Spool": "spool: {%s}",
         "Web": "web: {%s}",
