@@ -371,6 +371,8 @@ class FakeUpstream:
         self.ignored = 0
         """Octets thrown away in silence."""
         self.port = 0
+        self.wanted_port = 0
+        """Where to listen; 0: on any free port."""
         self.silent = asyncio.Event()
         """Set once the script has made the server silent."""
         self.stopping = asyncio.Event()
@@ -409,7 +411,7 @@ class FakeUpstream:
         return SMTPUpstream.model_validate(section | overrides)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.wanted_port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
