@@ -48,6 +48,8 @@ class Expected:
     terms: tuple[str, ...] = ()
     """SPF: the terms that must be in the record; the rest of it is theirs."""
     note: str = ""
+    lost_underscore: bool = False
+    """CNAME: the target may have lost one leading underscore; some DNS panels eat it."""
     checked: bool = True
     """False: shown only, for only the provider knows the value."""
 
@@ -140,7 +142,7 @@ class Cause(StrEnum):
     DMARC_SYNTAX = "dmarc-syntax"
     NULL_MX = "null-mx"
     OTHER_MX = "other-mx"
-    MX_TO_CNAME = "mx-address"
+    MX_ADDRESS = "mx-address"
     CACHED = "cached"
     SOME_SERVERS = "some-servers"
     GOING = "going"

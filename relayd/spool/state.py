@@ -36,6 +36,20 @@ _SCHEMA = (
     CREATE INDEX guess_at ON guess (at);
     CREATE TABLE lease (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    # sender domains, tracking domains, sender accounts: domains.py
+    """
+    CREATE TABLE domain (name TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE domain_key (domain TEXT NOT NULL, selector TEXT NOT NULL, algorithm TEXT NOT NULL, state TEXT NOT NULL,
+        public BLOB NOT NULL, private BLOB NOT NULL, created_at INTEGER NOT NULL, seen_at INTEGER, retire_at INTEGER,
+        PRIMARY KEY (domain, selector)) WITHOUT ROWID;
+    CREATE TABLE tracking_domain (name TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE sender_account (id TEXT PRIMARY KEY, address TEXT NOT NULL, added_at INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE domain_event (id INTEGER PRIMARY KEY AUTOINCREMENT, domain TEXT NOT NULL, at INTEGER NOT NULL,
+        kind TEXT NOT NULL, detail TEXT NOT NULL);
+    CREATE INDEX domain_event_domain ON domain_event (domain, id);
+    CREATE TABLE domain_mark (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO domain_mark VALUES ('generation', 0), ('told', 0)
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 
@@ -185,6 +199,20 @@ class StateDB:
             return await connection.run(_transact, work, durable)
         except (sqlite3.Error, ValueError) as error:
             # ValueError: aiosqlite's word for a connection that was closed meanwhile
+            raise StateError(f"state.db: {error}") from error
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """One durable write transaction, for the verbs of a neighbour file (domains.py)."""
+        return await self._transact(work)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Read without waiting for writers."""
+        connection = self._connection
+        if connection is None:
+            raise StateError("state.db is closed")
+        try:
+            return await connection.run(work)
+        except (sqlite3.Error, ValueError) as error:
             raise StateError(f"state.db: {error}") from error
 
     # --- rates ------------------------------------------------------------------------------------------------
