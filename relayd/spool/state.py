@@ -1,4 +1,4 @@
-"""state.db: the small facts that all workers share (rate slices, fetched networks, failed logins, leases of duties).
+"""state.db: the small facts that all workers share (rates, fetched networks, failed logins, leases, blocks).
 
 Speaks in verbs, like the spool; what the facts mean is decided by those who ask: intake/{rates,networks,guesses}.py.
 """
@@ -49,6 +49,20 @@ _SCHEMA = (
     CREATE INDEX domain_event_domain ON domain_event (domain, id);
     CREATE TABLE domain_mark (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO domain_mark VALUES ('generation', 0), ('told', 0)
+    """,
+    # blocks and what counts towards them (blocklist.py); lifted blocks stay as history
+    """
+    CREATE TABLE block (id INTEGER PRIMARY KEY AUTOINCREMENT, target TEXT NOT NULL, scope TEXT NOT NULL,
+        class TEXT NOT NULL, reason TEXT NOT NULL, by TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER,
+        message INTEGER, stopped INTEGER NOT NULL, last_stopped INTEGER, ended INTEGER, ended_by TEXT,
+        changed INTEGER NOT NULL);
+    CREATE UNIQUE INDEX block_target ON block (target, scope) WHERE ended IS NULL;
+    CREATE INDEX block_until ON block (until) WHERE ended IS NULL AND until IS NOT NULL;
+    CREATE INDEX block_history ON block (target);
+    CREATE INDEX block_changed ON block (changed);
+    CREATE TABLE strike (target TEXT NOT NULL, scope TEXT NOT NULL, class TEXT NOT NULL, message INTEGER NOT NULL,
+        at INTEGER NOT NULL, PRIMARY KEY (target, scope, class, message)) WITHOUT ROWID;
+    CREATE INDEX strike_at ON strike (at)
     """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
@@ -189,6 +203,20 @@ class StateDB:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Ask without a transaction, so that nobody has to wait for it. Raises StateError."""
+        connection = self._connection
+        if connection is None:
+            raise StateError("state.db is closed")
+        try:
+            return await connection.run(question)
+        except (sqlite3.Error, ValueError) as error:
+            raise StateError(f"state.db: {error}") from error
+
+    async def transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """One write transaction of verbs that live in a file of their own (blocklist.py). Raises StateError."""
+        return await self._transact(work, durable=durable)
 
     async def _transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """One write transaction; `durable` False leaves the fsync for later, for facts that a crash may eat."""
@@ -331,6 +359,22 @@ class StateDB:
         await self._transact(
             lambda db: db.execute("DELETE FROM lease WHERE name = ? AND owner = ?", (name, owner)), durable=False
         )
+
+
+def open_state(path: Path) -> sqlite3.Connection:
+    """state.db for a command, beside a daemon or without one. Raises StateError."""
+    try:
+        return _connect(path)
+    except (sqlite3.Error, OSError) as error:
+        raise StateError(f"cannot open {path}: {error}") from error
+
+
+def transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """One durable write transaction on a connection of `open_state`. Raises StateError."""
+    try:
+        return _transact(db, work, durable=True)
+    except sqlite3.Error as error:
+        raise StateError(f"state.db: {error}") from error
 
 
 def _settle(db: sqlite3.Connection, spent: Sequence[Spent]) -> None:
