@@ -180,8 +180,10 @@ class SMTPSession:
         verdict = self._judge(replies, count)
         ready = len(replies) == count + 2 and replies[-1][0] == 354 and not self._protocol.ended
         if verdict.waiting:
-            if ready:
-                await self._content(verdict, content)
+            if not ready:
+                # behind 354, before we sent anything, the upstream ended the session or broke the protocol
+                return verdict.rest(self._outcome(Stage.DATA, self._protocol.stray))
+            await self._content(verdict, content)
             return verdict
         if ready:
             # RFC 2920 3.1: DATA was taken though nobody was; an empty message ends it

@@ -66,6 +66,8 @@ CASES: list[tuple[str, Action, str, Stage]] = [
     ("RCPT", MIXED, "deferred", Stage.RCPT),
     ("RCPT", ONE_YZ, "deferred", Stage.RCPT),
     ("RCPT", "354 what", "deferred", Stage.RCPT),
+    ("DATA", b"354 go ahead\r\n421 4.3.2 going down\r\n", "deferred", Stage.DATA),
+    ("DATA", b"354 go ahead\r\n" + GARBAGE, "deferred", Stage.DATA),
     ("DATA", "451 4.3.0 later", "deferred", Stage.DATA),
     ("DATA", "554 5.6.0 no", "rejected", Stage.DATA),
     ("DATA", "250 what", "deferred", Stage.DATA),
