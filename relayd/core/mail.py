@@ -12,6 +12,10 @@ from relayd.core.ids import MessageId
 from relayd.core.units import Millis
 
 
+INBOUND = "@inbound"
+"""The lane of mail that came back: it is read here and goes nowhere. No upstream can have this name."""
+
+
 class Body(StrEnum):
     """The BODY parameter of MAIL (RFC 6152)."""
 
@@ -70,6 +74,8 @@ class Origin:
     """TLS version, like "TLSv1.3"; None for a plain connection."""
     protocol: str = "ESMTP"
     """The WITH word of Received (RFC 3848): ESMTP, ESMTPS, ESMTPA, ESMTPSA, UTF8SMTPSA …"""
+    inbound: bool = False
+    """It came back to us (lane `INBOUND`): it is never signed, routed or reported about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,9 @@ class UpstreamPlan:
     on_uncertain: OnUncertain
     identity: object
     """Compares unequal when sessions opened under another plan must not be used any more."""
+    return_path: Callable[[MessageId, int, Millis], str] | None = None
+    """Makes the envelope sender of one recipient, for bounces to name it; None: the message's own sender goes out."""
+    sign: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +263,9 @@ class Dispatcher:
 
     async def _carry(self, line: _Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
         """Send to all recipients, as many in one transaction as the upstream takes."""
-        message, rest, step = delivery.message, delivery.recipients, line.plan.recipients
+        message, rest = delivery.message, delivery.recipients
+        verp = line.plan.return_path if message.envelope.sender else None
+        step = line.plan.recipients if verp is None else 1
         signed: bytes | None = None
         reused = carrier.session is not None
         while rest:
@@ -274,10 +279,17 @@ class Dispatcher:
                 content = delivery.content
                 if content is None:
                     content = await self._store.content(message.id)
-                signed = await self._plan.signing.signed(content, message.from_domain)
+                sign = line.plan.sign
+                signed = await self._plan.signing.signed(content, message.from_domain) if sign else content
             part = rest[:step]
             recipients = tuple([waiting.recipient for waiting in part])
-            sent = await session.send(Outgoing(format_id(message.id), message.envelope, recipients, signed))
+            envelope = message.envelope
+            if verp is not None:
+                envelope = replace(envelope, sender=verp(message.id, part[0].n, started))
+            sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
+            if verp is not None and sent.dsn:
+                # the upstream's report of success goes to our address: the sender's is still ours to make
+                sent = replace(sent, dsn=False)
             if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
                 # the upstream had given up an idle connection: that is no attempt, a fresh one gets the mail
                 reused = False

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from relayd.config.models import Config, SandboxUpstream
+from relayd.config.models import Config, ReturnPath, SandboxUpstream
 from relayd.core.session import Connector
+from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.dispatch import Plan, UpstreamPlan
 from relayd.delivery.dkim import Signer, SigningPool, load_keys
@@ -40,8 +41,8 @@ def connector_for(
     return SMTPConnector(name, upstream, config.hostname, contexts)
 
 
-def build_plan(config: Config, clock: Callable[[], Millis]) -> Plan:
-    """Raises DKIMKeyError for keys that cannot be used."""
+def build_plan(config: Config, clock: Callable[[], Millis], return_paths: ReturnPaths | None = None) -> Plan:
+    """Raises DKIMKeyError for keys that cannot be used. `return_paths` is what `return_path: verp` needs."""
     contexts = ClientContexts()
     upstreams = {
         name: UpstreamPlan(
@@ -51,6 +52,9 @@ def build_plan(config: Config, clock: Callable[[], Millis]) -> Plan:
             recipients=upstream.limits.recipients_per_message,
             on_uncertain=upstream.on_uncertain,
             identity=(upstream, config.hostname),
+            return_path=(
+                return_paths.address if return_paths is not None and upstream.return_path is ReturnPath.VERP else None
+            ),
         )
         for name, upstream in config.upstreams.items()
     }

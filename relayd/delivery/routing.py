@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from relayd.config.models import Match, Route
 from relayd.core.address import AddressError, compile_pattern, domain_of, to_ascii
-from relayd.core.mail import Message, Recipient
+from relayd.core.mail import INBOUND, Message, Recipient
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,8 @@ class RouteTable:
 
     def upstream_for(self, message: Message, recipient: Recipient) -> str | None:
         """Name of the upstream that is to carry the message to this recipient now."""
+        if message.origin.inbound:
+            return INBOUND
         if self._rules and not self._rules[0][0]:
             return self._rules[0][1]  # one upstream for everything: the usual case costs nothing
         return self.decide(facts_of(message, recipient)).upstream

@@ -122,8 +122,11 @@ _REPORT = {
 
 
 def _may_report(message: Message, policy: Policy) -> bool:
-    """A null sender never gets a report (RFC 5321 4.5.5), nor does anyone where bounces.notify is none."""
-    return policy.notify and bool(message.envelope.sender)
+    """A null sender never gets a report (RFC 5321 4.5.5), nor does anyone where bounces.notify is none.
+
+    About what came back to us nobody is told anything: bounces of bounces end here.
+    """
+    return policy.notify and bool(message.envelope.sender) and not message.origin.inbound
 
 
 def _final_notice(

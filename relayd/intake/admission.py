@@ -125,6 +125,9 @@ TLS_REQUIRED = Refused(Refusal.TLS_REQUIRED, Reply(530, "5.7.0", "Must issue a S
 DISK_LOW = Refused(Refusal.DISK, Reply(452, "4.3.1", "Insufficient system storage, try again later"))
 NO_MEMORY = Refused(Refusal.MEMORY, Reply(452, "4.3.1", "Too much mail in reception, try again later"))
 RATE = Refused(Refusal.RATE, Reply(450, "4.7.1", "You are sending faster than your account allows, try again later"))
+NOT_OURS = Refused(Refusal.UNKNOWN_RECIPIENT, Reply(550, "5.1.1", "No such address here"))
+FORGED = Refused(Refusal.FORGED, NOT_OURS.reply)
+"""A return path of ours in form, but not signed by us, or expired."""
 LOOP = Refused(Refusal.LOOP, Reply(550, "5.4.6", "Too many Received headers: this message is in a mail loop"))
 NO_ROUTE = Refused(Refusal.NO_ROUTE, Reply(550, "5.4.4", "No route for this message"))
 SPOOL_FULL = Refused(Refusal.DISK, Reply(452, "4.3.1", "Insufficient system storage, try again later"))
@@ -243,6 +246,7 @@ MAIL: tuple[Callable[[MailFacts], Refused | None], ...] = (
     _sender_allowed,  # 553 5.7.1
     _rate,  # 450 4.7.1
 )
+INBOUND_MAIL = tuple(check for check in MAIL if check not in (_access, _sender_allowed, _rate))
 RCPT: tuple[Callable[[RcptFacts], Refused | None], ...] = (
     _recipients,  # 452 4.5.3
     _recipient_syntax,  # 501 5.1.3, 553 5.6.7
@@ -253,17 +257,19 @@ CONTENT: tuple[Callable[[ContentFacts], Refused | None], ...] = (
 )
 
 
-def connect(facts: ConnectFacts) -> Refused | None:
-    """May this client speak?"""
+def connect(facts: ConnectFacts, *, inbound: bool = False) -> Refused | None:
+    """May this client speak? `inbound`: anyone may."""
+    if inbound:
+        return _draining(facts)
     for check in CONNECT:
         if (refused := check(facts)) is not None:
             return refused
     return None
 
 
-def mail(facts: MailFacts) -> Refused | None:
-    """May it send from this sender?"""
-    for check in MAIL:
+def mail(facts: MailFacts, *, inbound: bool = False) -> Refused | None:
+    """May it send from this sender? `inbound`: to addresses of our own only, so anyone may."""
+    for check in INBOUND_MAIL if inbound else MAIL:
         if (refused := check(facts)) is not None:
             return refused
     return None

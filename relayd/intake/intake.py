@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from relayd.config.models import Config, Credential, Listener
+from relayd.config.models import Config, Credential, Limits, Listener, Role
 from relayd.core.ids import MessageId
 from relayd.core.mail import Body, Envelope, Message, Origin, Recipient
 from relayd.core.reply import Reply
+from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.intake import admission
 from relayd.intake.admission import Refused, SenderPatterns
@@ -68,10 +69,12 @@ class Intake:
         on_kept: Callable[[Delivery], None],
         observer: IntakeObserver,
         clock: Callable[[], Millis],
+        return_paths: ReturnPaths | None = None,
     ) -> None:
         """`on_kept` is called on the loop for each lane of a message, once it is on disk; it must be quick.
 
-        `lane_of` returns the upstream of the route that fits, None when none does.
+        `lane_of` returns the upstream of the route that fits, None when none does. `return_paths` are the addresses
+        that inbound listeners take mail for.
         """
         self.draining = False
         """Refuse new connections and new mails; what is in reception is still taken."""
@@ -88,10 +91,12 @@ class Intake:
         self._clock = clock
         self._log = structlog.get_logger("relayd.intake")
         self._logged: dict[str, Millis] = {}
+        self._return_paths = return_paths
         self._compile(config)
 
-    def apply(self, config: Config) -> None:
+    def apply(self, config: Config, return_paths: ReturnPaths | None = None) -> None:
         """Take over a changed configuration, here and in all parts of intake."""
+        self._return_paths = return_paths
         self._networks.apply(config)
         self._passwords.apply(config)
         self._guesses.apply(config)
@@ -102,6 +107,11 @@ class Intake:
     def _compile(self, config: Config) -> None:
         self.memory.limit = config.limits.memory
         self._limits = config.limits
+        self._own_limits = {
+            listener.name: limits
+            for listener in config.listeners
+            if (limits := config.limits_of(listener)) is not config.limits
+        }
         self._hostname = config.hostname
         self._preparer = Preparer(config, self._lane_of)
         self._listeners = {listener.name: listener for listener in config.listeners}
@@ -117,7 +127,8 @@ class Intake:
         refused = admission.connect(
             admission.ConnectFacts(
                 self.draining, listener.access, session.network is not None, self._guesses.blocked(session.peer)
-            )
+            ),
+            inbound=listener.role is Role.INBOUND,
         )
         return None if refused is None else self._refuse(refused, listener)
 
@@ -163,21 +174,37 @@ class Intake:
                 session.network is not None,
                 account is not None,
                 size,
-                self._limits.message_size,
+                self._limits_of(listener).message_size,
                 envelope.sender,
                 envelope.smtputf8,
                 None if account is None else account.patterns,
                 account is not None and self._rates.exhausted(account.credential.username),
-            )
+            ),
+            inbound=listener.role is Role.INBOUND,
         )
         return None if refused is None else self._refuse(refused, listener)
 
     def rcpt(self, session: ClientSession, envelope: Envelope, recipient: Recipient, count: int) -> Reply | None:
         """See Door."""
+        listener = session.listener
         refused = admission.rcpt(
-            admission.RcptFacts(count, self._limits.recipients, recipient.address, envelope.smtputf8)
+            admission.RcptFacts(count, self._limits_of(listener).recipients, recipient.address, envelope.smtputf8)
         )
-        return None if refused is None else self._refuse(refused, session.listener)
+        if refused is None and listener.role is Role.INBOUND:
+            refused = self._issued(recipient.address)
+        return None if refused is None else self._refuse(refused, listener)
+
+    def _issued(self, address: str) -> Refused | None:
+        """An inbound listener takes mail for the return paths that we signed, and for those who mind the domain."""
+        paths = self._return_paths
+        if paths is None:
+            return admission.NOT_OURS
+        if paths.is_role(address) or paths.read(address, self._clock()) is not None:
+            return None
+        return admission.FORGED if paths.looks_issued(address) else admission.NOT_OURS
+
+    def _limits_of(self, listener: Listener) -> Limits:
+        return self._own_limits.get(listener.name, self._limits)
 
     async def submit(
         self, session: ClientSession, envelope: Envelope, recipients: Sequence[Recipient], content: bytes
@@ -190,7 +217,10 @@ class Intake:
             facts = self._preparer.facts(content)
             refused = admission.content(
                 admission.ContentFacts(
-                    len(content), self._limits.message_size, facts.received_count, self._limits.received_headers
+                    len(content),
+                    self._limits_of(listener).message_size,
+                    facts.received_count,
+                    self._limits.received_headers,
                 )
             )
             if refused is None and session.credential is not None:
@@ -218,6 +248,28 @@ class Intake:
             # whatever it was: the client comes back later, and is not told what is wrong with us
             self._log_seldom("submission failed", error, exc_info=True)
             return self._refuse(admission.INTERNAL, listener)
+
+    async def submit_fetched(self, mailbox: str, host: str, address: str, content: bytes) -> MessageId:
+        """Keep a mail that was fetched from a mailbox of bounces, as it is; its id, once durable.
+
+        Raises StoreFullError while space is low or too much is in memory, StoreError.
+        """
+        if self._disk.low or not self.memory.room(len(content)):
+            raise StoreFullError("no room for fetched mail now")
+        kept = self._preparer.prepare(
+            number=self._store.mint(),
+            now=self._clock(),
+            origin=Origin(f"mailbox {mailbox}", host, protocol="IMAP", inbound=True),
+            envelope=Envelope(""),
+            recipients=(Recipient(address),),
+            content=content,
+            facts=self._preparer.facts(content),
+            trace=False,
+        )
+        error = await self._keep(kept)
+        if error is not None:
+            raise error
+        return kept.message.id
 
     async def submit_report(
         self, recipient: str, content: bytes, *, smtputf8: bool = False, body: Body = Body.SEVEN_BIT

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from relayd.config.models import Config
+from relayd.config.models import Config, Role
 from relayd.core import headers
 from relayd.core.headers import HeaderFacts
 from relayd.core.ids import MessageId, format_id
@@ -60,6 +60,7 @@ def origin_of(session: ClientSession, envelope: Envelope) -> Origin:
         session.network,
         session.tls,
         protocol_word(session, smtputf8=envelope.smtputf8),
+        session.listener.role is Role.INBOUND,
     )
 
 
@@ -91,7 +92,10 @@ class Preparer:
         facts: HeaderFacts,
         trace: bool,
     ) -> Kept:
-        """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the campaign header."""
+        """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the campaign header.
+
+        What came back to us is kept as it came, behind our Received: it goes nowhere.
+        """
         id_text = format_id(number)
         front = b""
         if trace:
@@ -99,12 +103,12 @@ class Preparer:
             alone = recipients[0].address if len(recipients) == 1 and recipients[0].address.isascii() else None
             front = headers.received(origin, hostname=self._hostname, id_text=id_text, at=now, recipient=alone)
         message_id = facts.message_id
-        if not facts.has_date:
+        if not facts.has_date and not origin.inbound:
             front += headers.date_header(now)
-        if not facts.has_message_id:
+        if not facts.has_message_id and not origin.inbound:
             front += headers.message_id_header(id_text, self._hostname)
             message_id = f"<{id_text}@{self._hostname}>"
-        kept = headers.assemble(content, prepend=front, drop=self._drop)
+        kept = headers.assemble(content, prepend=front, drop=() if origin.inbound else self._drop)
         message = Message(
             number,
             now,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 from contextlib import suppress
 
-from relayd.config.models import Access
+from relayd.config.models import Access, Role
 from relayd.core.reply import Reply
 from relayd.listener import replies
 from relayd.listener.ends import Goodbye, Refused
@@ -35,7 +35,8 @@ class Login(Transaction):
     @property
     def auth_possible(self) -> bool:
         """Whether the listener knows logins at all."""
-        return self.client.listener.access is not Access.NETWORK
+        listener = self.client.listener
+        return listener.access is not Access.NETWORK and listener.role is not Role.INBOUND
 
     @property
     def _safe_in_clear(self) -> bool:

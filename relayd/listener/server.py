@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from relayd.config.models import Limits, Listener, ListenerTLS
+from relayd.config.models import Limits, Listener, ListenerTLS, Role
 from relayd.core.units import Millis
 from relayd.intake.door import Door
 from relayd.listener.connection import Connection
@@ -230,9 +230,10 @@ class ListenerServer:
                 "8BITMIME",
                 "SMTPUTF8",
                 "ENHANCEDSTATUSCODES",
-                "DSN",
                 "CHUNKING",
             ]
+            if self.listener.role is not Role.INBOUND:  # where mail ends, nobody is owed a report about it
+                words.insert(-1, "DSN")
             words += (
                 ["STARTTLS"] * starttls + ["AUTH PLAIN LOGIN"] * auth + ["XCLIENT ADDR PORT NAME HELO PROTO"] * xclient
             )

@@ -58,6 +58,8 @@ def message_row(message: Message) -> Row:
         facts["network"] = origin.network
     if origin.tls is not None:
         facts["tls"] = origin.tls
+    if origin.inbound:
+        facts["inbound"] = True
     if message.priority:
         facts["priority"] = message.priority
     if message.labels:
@@ -100,6 +102,7 @@ def message_of(row: Row) -> Message:
             get("network"),
             get("tls"),
             facts["protocol"],
+            get("inbound", False),
         ),
         size=size,
         from_domain=from_domain,
