@@ -85,6 +85,13 @@ class Metrics:
             EventKind.DELAYED: row("relayd_delayed_total", "Recipients whose sender was told of a delay."),
             EventKind.RETRIED: row("relayd_retried_total", "Recipients an operator retried at once."),
             EventKind.MOVED: row("relayd_moved_total", "Recipients that took another upstream.", "upstream"),
+            EventKind.POSTPONED: row("relayd_postponed_total", "Delays reported from behind an upstream.", "upstream"),
+            EventKind.NOTED: row("relayd_noted_total", "Failures reported after the end: nothing changed.", "upstream"),
+            EventKind.COMPLAINED: row("relayd_complained_total", "Recipients who reported spam.", "upstream"),
+            EventKind.REPLIED: row("relayd_replied_total", "Automatic answers of recipients.", "upstream"),
+            EventKind.CONFIRMED: row(
+                "relayd_confirmed_total", "Successes reported from behind an upstream.", "upstream"
+            ),
             EventKind.DELETED: row("relayd_deleted_total", "Recipients an operator deleted."),
         }
 
