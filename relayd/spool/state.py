@@ -204,20 +204,6 @@ class StateDB:
         if connection is not None:
             await connection.close()
 
-    async def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """Ask without a transaction, so that nobody has to wait for it. Raises StateError."""
-        connection = self._connection
-        if connection is None:
-            raise StateError("state.db is closed")
-        try:
-            return await connection.run(question)
-        except (sqlite3.Error, ValueError) as error:
-            raise StateError(f"state.db: {error}") from error
-
-    async def transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
-        """One write transaction of verbs that live in a file of their own (blocklist.py). Raises StateError."""
-        return await self._transact(work, durable=durable)
-
     async def _transact(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """One write transaction; `durable` False leaves the fsync for later, for facts that a crash may eat."""
         connection = self._connection
@@ -230,7 +216,7 @@ class StateDB:
             raise StateError(f"state.db: {error}") from error
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """One durable write transaction, for the verbs of a neighbour file (domains.py)."""
+        """One durable write transaction, for the verbs of a neighbour file (domains.py, blocklist.py)."""
         return await self._transact(work)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
