@@ -16,10 +16,12 @@ from relayd.config.types import (
     URL,
     Bind,
     BindAddress,
+    BlockClass,
     Count,
     Domain,
     DomainPattern,
     Duration,
+    Expiry,
     FilePath,
     HeaderName,
     Host,
@@ -37,6 +39,7 @@ from relayd.config.types import (
     Text,
     wrong,
 )
+from relayd.core.blocking import ScopeKind
 from relayd.core.lifecycle import OnUncertain
 from relayd.core.retry import parse_schedule
 
@@ -44,6 +47,8 @@ __all__ = [
     "Access",
     "BareNewlines",
     "Bind",
+    "BlockRule",
+    "Blocks",
     "Bounces",
     "Config",
     "Credential",
@@ -467,6 +472,37 @@ class Bounces(Model):
     mailboxes: list[Mailbox] = Field(default_factory=list, description="IMAP mailboxes in which bounces arrive.")
 
 
+class BlockRule(Model):
+    """When failures of one class block an address. What is left out stays as it is by default: classes whose addresses
+    never work again block at the first failure and for good, others at the fifth within 14 days, for 30 days.
+    """
+
+    after: Count | None = Field(None, ge=0, le=1000, description="Failures that it takes. 0: the class never blocks.")
+    within: Duration | None = Field(None, ge=1, description="The period in which they must lie.")
+    expires: Expiry | None = Field(None, description="How long the block holds.")
+    scope: ScopeKind | None = Field(
+        None,
+        description="For which mail it holds: `everything`, mail of one `sender-domain`, or of one `stream` (campaign)."
+        " Absent: everything; for `filtered` the sender's domain.",
+    )
+
+
+class Blocks(Model):
+    """Addresses that are not mailed any more, because they cannot receive or do not want to. Troubles of an upstream
+    and refusals of the sender or the content never block.
+    """
+
+    enabled: bool = Field(
+        True,
+        description="Block by rule, and stop mail to blocked addresses. `false`: neither; what is blocked is kept.",
+    )
+    rules: dict[BlockClass, BlockRule] = Field(
+        default_factory=dict,
+        description="Rules by class of failure, like `user-unknown`, `mailbox-full` or `complaint`, where they differ"
+        " from the defaults (docs/blocks.md).",
+    )
+
+
 class Spool(Model):
     """How mail is kept on disk."""
 
@@ -554,6 +590,7 @@ class Config(Model):
     dkim: list[DKIMKey] = Field(default_factory=list, description="Keys that sign outgoing mail.")
     retry: Retry = Field(default_factory=Retry, description="When relayd tries again, and when it gives up.")
     bounces: Bounces = Field(default_factory=Bounces, description="Who is told about mail that did not arrive.")
+    blocks: Blocks = Field(default_factory=Blocks, description="Which addresses are not mailed any more.")
     spool: Spool = Field(default_factory=Spool, description="How mail is kept on disk.")
     web: Web = Field(default_factory=Web, description="Where health and metrics are served.")
     log: Log = Field(default_factory=Log, description="What is logged, and how.")

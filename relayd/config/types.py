@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from relayd.core.blocking import default_rules, may_block
 from relayd.core.retry import Schedule, parse_schedule
 from relayd.core.units import Rate as RateValue
 from relayd.core.units import format_duration, format_size, parse_duration, parse_rate, parse_share, parse_size
@@ -104,6 +105,29 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "examples": ["30s", "5m", "1h30m", "5d"], "x-kind": "duration"}),
 ]
 """Seconds."""
+
+
+def _expiry(value: Any, info: ValidationInfo) -> Any:
+    remedy = "Write never, or a number and a unit, like 90d"
+    if isinstance(value, str) and value != "never":
+        try:
+            value = parse_duration(value)
+        except ValueError as error:
+            raise wrong(re.split(r": (?:write|use) ", str(error))[0], remedy) from None
+    elif isinstance(value, int | float) and isinstance(info.context, FromFile):
+        raise wrong(f"{value} has no unit", remedy)
+    if value != "never" and not (isinstance(value, float) and 0 < value <= _LONGEST):
+        raise wrong("is not a time that something can last", remedy)
+    return value
+
+
+Expiry = Annotated[
+    Literal["never"] | float,
+    BeforeValidator(_expiry),
+    PlainSerializer(lambda value: value if value == "never" else format_duration(value), return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["never", "90d"], "x-kind": "duration"}),
+]
+"""Seconds, or never."""
 Size = Annotated[
     int,
     BeforeValidator(_no_bool),
@@ -163,6 +187,17 @@ Secret = Annotated[
     WithJsonSchema({"type": "string", "writeOnly": True, "x-kind": "secret"}),
 ]
 """Never shown: repr, JSON and our own commands write asterisks."""
+
+
+def _block_class(value: Any) -> Any:
+    if not isinstance(value, str) or not may_block(value):
+        known = ", ".join(sorted(default_rules()))
+        raise wrong(f"{value!r} is no class of failure that can block an address", f"Use one of {known}")
+    return value
+
+
+BlockClass = Annotated[str, BeforeValidator(_block_class)]
+"""A class of failure that says something about the address."""
 
 
 class Bind(str):

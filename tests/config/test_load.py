@@ -310,6 +310,8 @@ def _sections() -> list[tuple[str, str]]:
         "Retry": "retry: {%s}",
         "Mailbox": "bounces: {mailboxes: [{name: b, host: h, username: u, password: p, %s}]}",
         "Bounces": "bounces: {%s}",
+        "BlockRule": "blocks: {rules: {mailbox-full: {%s}}}",
+        "Blocks": "blocks: {%s}",
         "Spool": "spool: {%s}",
         "Web": "web: {%s}",
         "Log": "log: {%s}",
