@@ -145,7 +145,6 @@ class Cause(StrEnum):
     MX_ADDRESS = "mx-address"
     CACHED = "cached"
     SOME_SERVERS = "some-servers"
-    GOING = "going"
     SERVFAIL = "servfail"
     DNSSEC = "dnssec"
     TIMEOUT = "timeout"

@@ -1,0 +1,173 @@
+"""What people read about verdicts and states, in English and Japanese. Pure."""
+
+from __future__ import annotations
+
+from relayd.domains.records import Cause, Finding, Purpose, Verdict
+
+LANGUAGES = ("en", "ja")
+
+PURPOSES = {
+    Purpose.DKIM: ("DKIM key: receivers check our signatures with it", "DKIM公開鍵(署名の検証に使われます)"),
+    Purpose.DKIM_DELEGATION: (
+        "DKIM, delegated to us: keys can be changed without asking you again",
+        "DKIMの委任(以後の鍵の交換で再度の設定は不要です)",
+    ),
+    Purpose.DKIM_ZONE: ("DKIM key in our own zone, where the CNAME leads", "当方のゾーンに置くDKIM公開鍵"),
+    Purpose.SPF: ("SPF: allows our servers to send", "SPF(当方のサーバーからの送信を許可)"),
+    Purpose.DMARC: ("DMARC: what receivers do with forgeries", "DMARC(なりすましメールの扱いの指定)"),
+    Purpose.RETURN_PATH: ("Return path: bounces come back to us", "Return-Path(エラーメールの受信先)"),
+    Purpose.RETURN_PATH_SPF: ("SPF of the return path", "Return-PathのSPF"),
+    Purpose.PROVIDER: ("Demanded by the provider", "配信事業者が求めるレコード"),
+    Purpose.TRACKING: ("Tracking host: links and opens come to us", "クリック・開封計測用ホスト"),
+    Purpose.TRACKING_MX: ("MX of the tracking host", "計測用ホストのMX"),
+    Purpose.TRACKING_PROOF: ("Proof of ownership for the TLS certificate", "TLS証明書のための所有確認"),
+    Purpose.TRACKING_TLS: ("Tracking host with TLS", "TLS対応の計測用ホスト"),
+}
+VERDICTS = {
+    Verdict.VERIFIED: ("verified", "確認済み"),
+    Verdict.MISSING: ("missing", "未設定"),
+    Verdict.WRONG: ("wrong", "誤り"),
+    Verdict.PROPAGATING: ("not yet everywhere", "反映待ち"),
+    Verdict.UNKNOWN: ("could not be checked", "確認できません"),
+    Verdict.NOT_CHECKED: ("not checked", "対象外"),
+}
+STATES = {
+    "pending": ("pending: records are missing", "設定待ち"),
+    "verified": ("verified", "設定完了"),
+    "degraded": ("degraded: a record has gone, mail still goes out", "設定不備(送信は継続中)"),
+    "stopped": ("stopped: mail is refused until the records are back", "送信停止"),
+    "expired": ("expired: the proof came too late; delete it and add it anew", "期限切れ(削除して再登録してください)"),
+}
+CAUSES = {
+    Cause.NONE: ("", ""),
+    Cause.ABSENT: ("there is no such record", "レコードがありません"),
+    Cause.ZONE_APPENDED: (
+        "the record is at {detail}: the DNS panel appended the domain to the host; enter the host without it",
+        "{detail} に登録されています。管理画面がドメイン名を自動付加するため、ホスト名からドメイン名を除いて入力してください",
+    ),
+    Cause.VALUE_ZONE_APPENDED: (
+        "the domain was appended to the value: end the value with a dot",
+        "値の末尾にドメイン名が付加されています。値の最後に「.」を付けてください",
+    ),
+    Cause.NO_UNDERSCORE: (
+        "the underscore is lost: the name must begin with _ exactly as shown",
+        "アンダースコア(_)が抜けています。表示どおりに入力してください",
+    ),
+    Cause.QUOTES: (
+        "quotation marks became part of the value: enter it without them",
+        "引用符が値に含まれています。引用符なしで入力してください",
+    ),
+    Cause.ESCAPED: (
+        "backslashes became part of the value: enter it without them",
+        "バックスラッシュ(\\)が値に含まれています。除いて入力してください",
+    ),
+    Cause.WIDE: (
+        "the value has characters beyond ASCII, such as full-width letters or spaces",
+        "全角文字が含まれています。半角で入力してください",
+    ),
+    Cause.SPLIT: (
+        "the value was split into several records: it must be one record (of several strings, if need be)",
+        "値が複数のレコードに分割されています。1つのレコードにまとめてください",
+    ),
+    Cause.TWO_SPF: (
+        "there are two SPF records, which makes both void (RFC 7208 4.5): replace them by this one",
+        "SPFレコードが2つあり、どちらも無効になります。1つにまとめてください",
+    ),
+    Cause.TWO_DMARC: (
+        "there are two DMARC records, which makes both void (RFC 7489 6.6.3): keep one",
+        "DMARCレコードが2つあり、どちらも無効になります。1つにしてください",
+    ),
+    Cause.DOUBLED: (
+        "there is another record at the same name: keep only this one",
+        "同じ名前に別のレコードがあります。このレコードだけを残してください",
+    ),
+    Cause.PROXY: (
+        "there is an address instead of the CNAME: switch off the proxy (or flattening) in front of it",
+        "CNAMEの代わりにアドレスが返ります。プロキシ(CDN)機能を無効にしてください",
+    ),
+    Cause.OTHER_TYPE: (
+        "there is a {detail} record instead of a CNAME",
+        "CNAMEではなく{detail}レコードが登録されています",
+    ),
+    Cause.OTHER_TARGET: ("the CNAME leads somewhere else", "CNAMEの値が異なります"),
+    Cause.OTHER_KEY: ("another key is published at this name", "別の鍵が登録されています"),
+    Cause.CUT: (
+        "the key was cut off: values over 255 octets must be entered as several strings of one record",
+        "値が途中で切れています。255文字を超える値は1レコード内で複数の文字列に分けて入力してください",
+    ),
+    Cause.CASE: (
+        "capital and small letters of the key were changed",
+        "鍵の大文字・小文字が変わっています。そのまま貼り付けてください",
+    ),
+    Cause.REVOKED: ("the record says that the key is revoked (p= is empty)", "鍵が失効しています(p=が空です)"),
+    Cause.NOT_A_KEY: ("the record at this name is no DKIM key", "DKIM公開鍵ではないレコードが登録されています"),
+    Cause.RESTRICTED: (
+        "the record forbids the key for mail or for SHA-256 (s= or h=)",
+        "s=またはh=の指定により、この鍵はメールに使えません",
+    ),
+    Cause.WILDCARD: (
+        "a wildcard record (*) answers here: add the record itself",
+        "ワイルドカード(*)レコードの値です。このホスト名のレコードを追加してください",
+    ),
+    Cause.LOOP: ("the CNAMEs lead in a circle: {detail}", "CNAMEが循環しています {detail}"),
+    Cause.DANGLING: (
+        "the name is an alias for {detail}, where there is nothing",
+        "別名(CNAME)の先 {detail} にレコードがありません",
+    ),
+    Cause.SPF_LACKS: ("the record does not hold our part: {detail}", "当方の指定({detail})が含まれていません"),
+    Cause.SPF_AFTER_ALL: (
+        "our part stands behind `all`, where it is never read: put it in front",
+        "当方の指定が all の後ろにあります。all の前に移してください",
+    ),
+    Cause.SPF_NEGATED: ("{detail} forbids what it should allow", "{detail} では拒否になります"),
+    Cause.SPF_SYNTAX: ("the record has a fault, which makes it void: {detail}", "SPFの書式に誤りがあります {detail}"),
+    Cause.DMARC_SYNTAX: ("the record has a fault: {detail}", "DMARCの書式に誤りがあります {detail}"),
+    Cause.NULL_MX: ("a null MX refuses all mail (RFC 7505)", "Null MXが設定されており、メールを受信できません"),
+    Cause.OTHER_MX: ("another server takes the mail first. {detail}", "別のMXが優先されています {detail}"),
+    Cause.MX_ADDRESS: ("an MX must name a host, not an address", "MXにはアドレスではなくホスト名を指定してください"),
+    Cause.CACHED: (
+        "the servers have it, resolvers still remember the old answer, for {wait} seconds at most",
+        "登録されていますが、古い情報がキャッシュに残っています(最長{wait}秒)",
+    ),
+    Cause.SOME_SERVERS: (
+        "these servers of the zone do not have it yet: {detail}",
+        "一部の権威サーバーに未反映です: {detail}",
+    ),
+    Cause.SERVFAIL: ("the servers failed to answer (SERVFAIL)", "サーバーが応答エラー(SERVFAIL)を返しています"),
+    Cause.DNSSEC: (
+        "DNSSEC validation fails: receivers that validate see nothing of this domain",
+        "DNSSECの検証に失敗しています",
+    ),
+    Cause.TIMEOUT: ("no answer in time", "応答がありません(タイムアウト)"),
+    Cause.LAME: (
+        "the servers named for the zone do not serve it: {detail}",
+        "委任先のサーバーがゾーンを持っていません: {detail}",
+    ),
+    Cause.ERROR: ("no usable answer: {detail}", "応答を読み取れません: {detail}"),
+}
+
+
+def pick(pair: tuple[str, str], lang: str) -> str:
+    """The text of one language."""
+    return pair[1] if lang == "ja" else pair[0]
+
+
+def purpose(purpose: Purpose, lang: str = "en") -> str:
+    """What a record is for."""
+    return pick(PURPOSES[purpose], lang)
+
+
+def verdict(verdict: Verdict, lang: str = "en") -> str:
+    """One word or two."""
+    return pick(VERDICTS[verdict], lang)
+
+
+def state(state: str, lang: str = "en") -> str:
+    """Where a domain stands."""
+    return pick(STATES[state], lang)
+
+
+def message(finding: Finding, lang: str = "en") -> str:
+    """Why a record is not verified; "" where it is."""
+    text = pick(CAUSES[finding.cause], lang)
+    return text.replace("{detail}", finding.detail).replace("{wait}", str(finding.wait)).strip()
