@@ -1,6 +1,6 @@
-"""sandbox.db: the mails that the sandbox was given, newest ones only, shared by all workers and read by the command.
+"""Mails kept for people to look at, newest ones only, in one file that all workers share and commands read.
 
-What is taken and what is refused is delivery/sandbox.py's.
+sandbox.db holds what delivery/sandbox.py was given, inbound.db what inbound/filing.py could make nothing of.
 """
 
 from __future__ import annotations
@@ -69,8 +69,12 @@ class _Connection(aiosqlite.Connection):
 class Keepsakes:
     """The writing side: one connection of one worker."""
 
-    def __init__(self, path: Path, *, max_mails: int = MAX_MAILS, max_octets: int = MAX_OCTETS) -> None:
+    def __init__(
+        self, path: Path, *, max_mails: int = MAX_MAILS, max_octets: int = MAX_OCTETS, durable: bool = False
+    ) -> None:
+        """`durable`: what is kept survives a power cut, and a message that is kept already is not kept again."""
         self._path = path
+        self._durable = durable
         self._limits = (max_mails, max_octets)
         self._connection: _Connection | None = None
 
@@ -82,6 +86,8 @@ class Keepsakes:
         await connection
         try:
             await connection.run(_prepare)
+            if self._durable:
+                await connection.run(_make_durable)
         except BaseException:
             await connection.close()
             raise
@@ -99,7 +105,7 @@ class Keepsakes:
 
     async def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         if self._connection is None:
-            raise sqlite3.ProgrammingError("the sandbox is closed")
+            raise sqlite3.ProgrammingError(f"{self._path.name} is closed")
         return await self._connection.run(lambda connection: _transact(connection, work))
 
     async def keep(self, mail: Outgoing, recipients: Sequence[str], at: Millis) -> int:
@@ -109,6 +115,10 @@ class Keepsakes:
         return await self._run(lambda connection: self._keep(connection, row, mail.content))
 
     def _keep(self, connection: sqlite3.Connection, row: tuple[Any, ...], content: bytes) -> int:
+        if self._durable:
+            known = connection.execute("SELECT id FROM mails WHERE message = ?", (row[1],)).fetchone()
+            if known is not None:
+                return int(known[0])
         cursor = connection.execute(
             "INSERT INTO mails(at, message, sender, recipients, subject, size, content) VALUES (?,?,?,?,?,?,?)",
             (*row, content),
@@ -135,6 +145,11 @@ def _prepare(connection: sqlite3.Connection) -> None:
     # a sandbox keeps no promise: losing the newest mails in a power cut is no loss
     connection.execute("PRAGMA synchronous=OFF")
     connection.executescript(_SCHEMA)
+
+
+def _make_durable(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("CREATE INDEX IF NOT EXISTS mails_message ON mails (message)")
 
 
 def _refusals(connection: sqlite3.Connection, message: str, recipients: Sequence[str]) -> dict[str, int]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from relayd.core.event import Event
 from relayd.core.ids import EPOCH, MessageId
 from relayd.core.mail import Message
@@ -54,6 +56,26 @@ class Standing:
 def first_id(at: Millis) -> MessageId:
     """The smallest id of a moment: earlier messages have smaller ids."""
     return max(at - EPOCH, 0) << 22
+
+
+def by_message_id(
+    db: sqlite3.Connection, wanted: Sequence[str], after: MessageId, messages: int
+) -> tuple[list[tuple[str, MessageId]], MessageId | None]:
+    """Which of the next `messages` behind `after` carry one of these Message-IDs; where to go on, None at the end.
+
+    There is no index: it would cost every mail something, and is asked only by bounces that name nothing better.
+    """
+    last = db.execute(
+        "SELECT max(id) FROM (SELECT id FROM message WHERE id > ? ORDER BY id LIMIT ?)", (after, messages)
+    ).fetchone()[0]
+    if last is None:
+        return [], None
+    rows = db.execute(
+        "SELECT message_id, id FROM message"
+        " WHERE id > ? AND id <= ? AND message_id IN (SELECT value FROM json_each(?))",
+        (after, last, orjson.dumps(list(wanted)).decode()),
+    )
+    return rows.fetchall(), last
 
 
 def standing(db: sqlite3.Connection) -> Standing:

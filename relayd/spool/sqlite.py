@@ -39,6 +39,8 @@ from relayd.spool.store import (
 
 PAGE = 500
 """Messages looked at in one read of a long walk."""
+SCANNED = 20_000
+"""Messages that one step of a long search looks at: some 10 ms."""
 RECIPIENTS = 10_000
 """Recipients in one answer of due(): a bound on memory where messages have very many."""
 FAILING = 10.0
@@ -355,6 +357,28 @@ class SqliteStore:
     async def history(self, message: MessageId) -> History:
         """Everything known of a message. Raises NoSuchMessageError."""
         return await (await self._shelf.open_home(message)).read(reads.history, message)
+
+    async def by_message_id(self, wanted: Sequence[str], since: Millis) -> dict[str, list[MessageId]]:
+        """Messages accepted since that moment that carry one of these Message-IDs (angle brackets included).
+
+        Reads every message of that time, some at once, so that others need not wait: ask about many together.
+        """
+        found: dict[str, list[MessageId]] = {}
+        for segment in self._shelf.all():
+            if segment.gone is not None or self._shelf.end_of(segment) <= since:
+                continue
+            if segment.newest is None and segment is self._shelf.current:
+                continue  # nothing was written to it yet
+            after: MessageId | None = reads.first_id(since) - 1
+            while after is not None:
+                try:
+                    page, after = await segment.read(reads.by_message_id, wanted, after, SCANNED)
+                except NoSuchMessageError:
+                    break  # removed meanwhile
+                for message_id, message in page:
+                    found.setdefault(message_id, []).append(message)
+        await self._shelf.close_unused(0)
+        return found
 
     async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
         """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
