@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_lib.measure import cpu_seconds, fsync_rate, pss, tree
-from bench_lib.relays import KEYS, Relayd
+from bench_lib.postfix import Postfix, why_not
+from bench_lib.relays import KEYS, Relay, Relayd
 from bench_lib.tools import Load, OwnSink, PostfixSink, Sink, own_source, postfix_source
 
 
@@ -38,10 +39,10 @@ class Result:
 class MemoryWatch(threading.Thread):
     """Looks at the relay's memory every half second."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pids: Sequence[int]) -> None:
         super().__init__(name="memory watch", daemon=True)
         self.peak = 0
-        self._pid = pid
+        self._pids = pids
         self._end = threading.Event()
 
     def run(self) -> None:
@@ -49,7 +50,7 @@ class MemoryWatch(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        self.peak = max(self.peak, pss(tree(self._pid)))
+        self.peak = max(self.peak, pss(trees(self._pids)))
 
     def stop(self) -> None:
         self._end.set()
@@ -57,13 +58,28 @@ class MemoryWatch(threading.Thread):
         self.look()
 
 
-def run_case(args: argparse.Namespace, sign: Sequence[str]) -> Result:
+PEERS = ("postfix", "postfix-opendkim")
+
+
+def trees(pids: Sequence[int]) -> list[int]:
+    """All processes below these."""
+    return [process for pid in pids for process in tree(pid)]
+
+
+def start(case: str, directory: Path, sink: int, workers: int | str) -> Relay:
+    """The relay that a case measures. Raises RuntimeError when it does not start."""
+    if case in PEERS:
+        return Postfix(directory, sink, dkim=case == "postfix-opendkim")
+    return Relayd(directory, sink, workers=workers, sign=[] if case == "none" else case.split("+"))
+
+
+def run_case(args: argparse.Namespace, case: str) -> Result:
     """Start everything, send, wait until all has arrived or nothing more does, stop everything."""
     load = Load(args.mails, args.connections, args.size, args.recipients, not args.new_connections, args.timeout)
     with tempfile.TemporaryDirectory(prefix="relayd-bench-", dir=args.directory) as directory:
         sink: Sink = PostfixSink() if args.tool == "postfix" else OwnSink()
         try:
-            relay = Relayd(Path(directory), sink.port, workers=args.workers, sign=sign)
+            relay = start(case, Path(directory), sink.port, args.workers)
             try:
                 return _measure(relay, sink, load, args)
             finally:
@@ -74,13 +90,13 @@ def run_case(args: argparse.Namespace, sign: Sequence[str]) -> Result:
 
 def _measure(relay: Relayd, sink: Sink, load: Load, args: argparse.Namespace) -> Result:
     source = postfix_source if args.tool == "postfix" else own_source
-    watch = MemoryWatch(relay.pid)
+    watch = MemoryWatch(relay.pids)
     watch.start()
-    before = cpu_seconds(tree(relay.pid))
+    before = cpu_seconds(trees(relay.pids))
     started = time.perf_counter()
     sent = source(relay.port, load)
     arrived, ended = _await_arrival(sink, sent.accepted, args.timeout)
-    cpu = cpu_seconds(tree(relay.pid)) - before
+    cpu = cpu_seconds(trees(relay.pids)) - before
     watch.stop()
     return Result(
         accepted=sent.accepted / sent.seconds,
@@ -134,6 +150,10 @@ def _row(name: str, results: Sequence[Result]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _signed(case: str) -> str:
+    return "unsigned" if case == "none" else case
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure relayd on this machine's loopback.")
     parser.add_argument("--mails", type=int, default=5000, help="mails of one run (5000)")
@@ -148,7 +168,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which a run is given up (300)")
     cases = ["none", *KEYS, "rsa+ed25519"]
     parser.add_argument("--sign", nargs="+", choices=cases, default=["none", "rsa", "ed25519"], help="cases to run")
+    parser.add_argument("--peer", nargs="+", choices=PEERS, default=[], help="other relays, measured in the same turns")
     args = parser.parse_args(argv)
+    for peer in args.peer:
+        if reason := why_not(dkim=peer == "postfix-opendkim"):
+            parser.error(f"{peer}: {reason}")
     args.workers = int(args.workers) if args.workers != "auto" else "auto"
     if args.mails * args.size > 8 * 1024**3:
         parser.error("more than 8 GiB of mail: this is a benchmark, not a stress test")
@@ -157,10 +181,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
-    results: dict[str, list[Result]] = {case: [] for case in args.sign}
+    cases = [*args.sign, *args.peer]
+    results: dict[str, list[Result]] = {case: [] for case in cases}
     for _ in range(args.runs):
-        for case in args.sign:
-            results[case].append(run_case(args, [] if case == "none" else case.split("+")))
+        for case in cases:
+            results[case].append(run_case(args, case))
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         rate = fsync_rate(Path(directory))
     connections = "a new connection each" if args.new_connections else "reused"
@@ -168,9 +193,9 @@ def main(argv: Sequence[str]) -> int:
         f"{args.mails} mails of {args.size} octets, {args.connections} connections ({connections}), "
         f"{args.runs} run(s), {args.workers} workers, {rate:,.0f} fdatasync/s",
         "",
-        "| signed | accepted/s | delivered/s | CPU s / 1,000 mails | PSS MiB | ms to 250: p50 / p99 | faults |",
+        "| relay | accepted/s | delivered/s | CPU s / 1,000 mails | PSS MiB | ms to 250: p50 / p99 | faults |",
         "|---|---|---|---|---|---|---|",
-        *(_row(case, results[case]) for case in args.sign),
+        *(_row(case if case in PEERS else f"relayd, {_signed(case)}", results[case]) for case in cases),
     ]
     sys.stdout.write("\n".join(out) + "\n")
     return 1 if any(r.lost or r.refused for each in results.values() for r in each) else 0

@@ -24,7 +24,10 @@ class Relay(Protocol):
 
     name: str
     port: int
-    pid: int
+
+    @property
+    def pids(self) -> list[int]:
+        """The roots of its process trees."""
 
     def stop(self) -> None:
         """End it."""
@@ -36,7 +39,7 @@ class Relayd:
     def __init__(self, directory: Path, sink: int, *, workers: int | str, sign: Sequence[str]) -> None:
         """`sign`: kinds of key that sign every mail, of KEYS. Raises RuntimeError when it does not start."""
         self.name = "relayd" + ("" if not sign else " " + "+".join(sign))
-        self.port = _free_port()
+        self.port = free_port()
         config = directory / "relayd.yaml"
         # JSON is YAML
         config.write_text(json.dumps(_config(directory, self.port, sink, workers, sign), indent=1))
@@ -47,8 +50,11 @@ class Relayd:
             stdout=self._log,
             stderr=self._log,
         )
-        self.pid = self._process.pid
         self._wait(directory / "relayd.log")
+
+    @property
+    def pids(self) -> list[int]:
+        return [self._process.pid]
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -73,7 +79,7 @@ def _config(directory: Path, port: int, sink: int, workers: int | str, sign: Seq
     keys = []
     for kind in sign:
         path = directory / f"{kind}.pem"
-        _write_key(path, kind)
+        write_key(path, kind)
         keys.append({"domain": "bench.example", "selector": kind, "key": str(path)})
     return {
         "hostname": "relay.bench.example",
@@ -99,7 +105,8 @@ def _config(directory: Path, port: int, sink: int, workers: int | str, sign: Seq
     }
 
 
-def _write_key(path: Path, kind: str) -> None:
+def write_key(path: Path, kind: str) -> None:
+    """A fresh private key of this kind, readable by its owner only."""
     key = rsa.generate_private_key(65537, 2048) if kind == "rsa" else ed25519.Ed25519PrivateKey.generate()
     path.touch(0o600)
     path.write_bytes(
@@ -107,7 +114,8 @@ def _write_key(path: Path, kind: str) -> None:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody uses at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
