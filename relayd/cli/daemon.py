@@ -3,13 +3,21 @@
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from relayd.cli.common import FAILED, OK, ConfigOption, JSONOption, config_path
 from relayd.cli.out import Column, age, print_json, print_pairs, print_table, say, span, warn
 from relayd.cli.place import data_dir_of
+
+GreetOption = Annotated[
+    bool,
+    typer.Option(
+        "--greet",
+        help="Say where it listens and how to send a first mail; without it only on a terminal.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
 
 
-def serve(context: typer.Context, config: ConfigOption = None) -> None:
+def serve(context: typer.Context, *, greet: GreetOption = False, config: ConfigOption = None) -> None:
     """Run the daemon in the foreground.
 
     SIGTERM or Ctrl-C ends it once what is in flight is finished. SIGHUP (or `relayd reload`) applies a changed
@@ -32,7 +40,7 @@ def serve(context: typer.Context, config: ConfigOption = None) -> None:
 
     path = config_path(context, config)
     try:
-        code = run(path)
+        code = run(path, greet=greet)
     except ConfigError:
         raise
     except Exception as error:

@@ -25,6 +25,20 @@ class WaitingState(StrEnum):
     HELD = "held"
 
 
+class AnyState(StrEnum):
+    """Every state, as the --state of commands that only look takes them."""
+
+    QUEUED = "queued"
+    DEFERRED = "deferred"
+    UNCERTAIN = "uncertain"
+    HELD = "held"
+    DELIVERED = "delivered"
+    BOUNCED = "bounced"
+    EXPIRED = "expired"
+    SUPPRESSED = "suppressed"
+    DELETED = "deleted"
+
+
 IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Message ids.", show_default=False)]
 SenderOption = Annotated[
     str | None,
@@ -61,6 +75,16 @@ StateOption = Annotated[
         "--state", metavar="STATE", help="queued, deferred, uncertain or held; may be repeated.", show_default=False
     ),
 ]
+AnyStateOption = Annotated[
+    list[AnyState] | None,
+    typer.Option(
+        "--state",
+        metavar="STATE",
+        help="queued, deferred, uncertain or held; of finished mail delivered, bounced, expired, suppressed or deleted;"
+        " may be repeated. Without it: everything that waits.",
+        show_default=False,
+    ),
+]
 
 
 def read_filter(
@@ -71,7 +95,7 @@ def read_filter(
     upstream: str | None,
     older_than: str | None,
     newer_than: str | None,
-    state: Sequence[WaitingState] | None,
+    state: Sequence[WaitingState] | Sequence[AnyState] | None,
 ) -> QueueFilter:
     """What the options mean. Raises CommandError for what cannot be read."""
     from relayd.core.ids import parse_id

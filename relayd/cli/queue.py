@@ -17,12 +17,12 @@ import typer
 from relayd.cli import acts
 from relayd.cli.common import ConfigOption, JSONOption, config_path
 from relayd.cli.filters import (
+    AnyStateOption,
     IdsArgument,
     NewerOption,
     OlderOption,
     RecipientOption,
     SenderOption,
-    StateOption,
     UpstreamOption,
     read_filter,
 )
@@ -71,7 +71,7 @@ def list_queue(
     upstream: UpstreamOption = None,
     older_than: OlderOption = None,
     newer_than: NewerOption = None,
-    state: StateOption = None,
+    state: AnyStateOption = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -81,7 +81,7 @@ def list_queue(
     config: ConfigOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """List recipients that wait, one line each, oldest mail first."""
+    """List recipients that wait, or that --state asks for, one line each, oldest mail first."""
     from relayd.core.ids import format_id
     from relayd.spool.filter import QueueFilter
 
@@ -141,7 +141,7 @@ def show(
     upstream: UpstreamOption = None,
     older_than: OlderOption = None,
     newer_than: NewerOption = None,
-    state: StateOption = None,
+    state: AnyStateOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Messages at most.")] = 20,
     config: ConfigOption = None,
     as_json: JSONOption = False,

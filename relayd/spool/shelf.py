@@ -77,7 +77,6 @@ class Shelf:
             slot=self._slot,
             adopted=sorted(slot for slot in self._segments if slot != self._slot),
             segments=len(found),
-            waiting=len(self.waiting()),
             damaged=self.damaged,
         )
 

@@ -27,7 +27,7 @@ from relayd.spool.lock import AlreadyRunningError, DataLock
 from relayd.systemd import Notifier, feed_watchdog
 from relayd.workers.groundwork import prepare
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
-from relayd.workers.welcome import welcome
+from relayd.workers.welcome import command_line, welcome
 from relayd.workers.worker import Application, Build
 
 FAILED = 1
@@ -147,8 +147,11 @@ def _close_all_but(sockets: Sockets, kept: Sockets) -> None:
 class Daemon:
     """What is the same for one process and several: signals, control socket, service manager."""
 
-    def __init__(self, config: Config, config_path: Path, staff: Staff, notifier: Notifier) -> None:
+    def __init__(
+        self, config: Config, config_path: Path, staff: Staff, notifier: Notifier, *, greet: bool = False
+    ) -> None:
         self._config = config
+        self._greet = greet
         self._config_path = config_path
         self._staff = staff
         self._notifier = notifier
@@ -193,9 +196,8 @@ class Daemon:
     def _ready(self) -> None:
         addresses = self._staff.addresses
         self._log.info("ready", listening=addresses, data_dir=str(self._config.data_dir))
-        text = welcome(self._config, addresses)
-        if logs.is_console(self._config.log) and text:
-            sys.stderr.write(text)
+        if self._greet or logs.is_console(self._config.log):
+            sys.stderr.write(welcome(self._config, addresses, command_line(self._config_path)))
             sys.stderr.flush()
         self._notifier.ready(_standing(addresses))
 
@@ -281,8 +283,11 @@ class Daemon:
         return await self._staff.status()
 
 
-def serve(config_path: Path) -> int:
-    """Run the daemon in the foreground; the exit status. Raises ConfigError when the file is faulty."""
+def serve(config_path: Path, *, greet: bool = False) -> int:
+    """Run the daemon in the foreground; the exit status. Raises ConfigError when the file is faulty.
+
+    `greet`: say where it listens and how to send a first mail even where the log is no terminal.
+    """
     config_path = config_path.absolute()
     examined = examine(config_path)
     config = examined.config
@@ -302,7 +307,7 @@ def serve(config_path: Path) -> int:
             staff = _staff(config, config_path, lock)
 
             async def run() -> int:
-                return await Daemon(config, config_path, staff, notifier).run()
+                return await Daemon(config, config_path, staff, notifier, greet=greet).run()
 
             return uvloop.run(run())
     except (AlreadyRunningError, BindError, WorkerFailedError, OSError) as error:

@@ -1,18 +1,22 @@
 """What a person reads once the daemon listens on a terminal: where, and one command that sends a first mail.
 
-Pure text; who shows it is daemon.py's.
+Text alone; who shows it is daemon.py's.
 """
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from relayd.config.models import Access, Config, Listener, ListenerTLS, SandboxUpstream
 
 
-def welcome(config: Config, addresses: Mapping[str, Sequence[str]]) -> str:
-    """Lines to print. `addresses`: where each listener, and "web", really listens."""
+def welcome(config: Config, addresses: Mapping[str, Sequence[str]], command: str = "relayd") -> str:
+    """Lines to print. `addresses`: where each listener, and "web", really listens. `command`: how relayd is called."""
     lines = ["", f"relayd listens ({config.hostname}):"]
     for listener in config.listeners:
         for address in addresses.get(listener.name, []):
@@ -22,8 +26,24 @@ def welcome(config: Config, addresses: Mapping[str, Sequence[str]]) -> str:
     if first is not None:
         lines += ["", "Send a first mail:", f"  {first}"]
         if any(isinstance(upstream, SandboxUpstream) for upstream in config.upstreams.values()):
-            lines += ["and see what became of it:", "  relayd sandbox list"]
+            lines += ["and see what became of it:", f"  {command} sandbox list"]
     return "\n".join(lines) + "\n\n"
+
+
+def command_line(config_path: Path, program: str | None = None) -> str:
+    """How a person calls this relayd with this configuration from the directory we run in. `program`: as argv[0]."""
+    called = Path(program or sys.argv[0])
+    found = shutil.which(called.name)
+    words = [called.name if found is not None and Path(found).resolve() == called.resolve() else _nearby(called)]
+    if called.name != "relayd":  # python -m relayd
+        words = [_nearby(Path(sys.executable)), "-m", "relayd"]
+    return shlex.join([*words, "--config", _nearby(config_path)])
+
+
+def _nearby(path: Path) -> str:
+    """As seen from the working directory where it lies below that; absolute elsewhere."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _first_mail(config: Config, addresses: Mapping[str, Sequence[str]]) -> str | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from relayd.core.lifecycle import State
+from relayd.cli.filters import AnyState, WaitingState
+from relayd.core.lifecycle import WAITING, State
 from relayd.spool.lock import DataLock
 from relayd.spool.sqlite import SqliteStore
 from tests.cli.conftest import Site, now_ms, put, run, wait_for
@@ -45,6 +46,10 @@ def test_everything_that_waits_is_listed_oldest_first_from_all_workers(spool: Si
         (["--state", "held"], {"h@example.net"}),
         (["--state", "held", "--state", "deferred"], {"h@example.net", "greylisted@example.org"}),
         (["--limit", "1"], {"a@example.org"}),
+        (["--state", "delivered"], {"good@example.org"}),
+        (["--state", "bounced", "--recipient", "*@example.org"], {"bad@example.org"}),
+        (["--state", "delivered", "--state", "deferred"], {"good@example.org", "greylisted@example.org"}),
+        (["--state", "expired", "--state", "suppressed", "--state", "deleted"], set()),
     ],
 )
 def test_filters_select(spool: Site, args: list[str], recipients: set[str]) -> None:
@@ -93,6 +98,11 @@ def test_show_tells_the_last_reply(spool: Site) -> None:
     assert entry["recipients"][0]["last_reply"] == "450 4.2.0 Greylisted"
 
 
+def test_every_state_can_be_listed_and_those_that_wait_can_be_acted_on() -> None:
+    assert {each.value for each in AnyState} == set(State)
+    assert {each.value for each in WaitingState} == set(WAITING)
+
+
 def test_stats_sum_up_by_upstream_and_state(spool: Site) -> None:
     found = spool.run("queue", "stats", "--json").json
     assert {(each["upstream"], each["state"]): each["recipients"] for each in found["waiting"]} == {
@@ -109,7 +119,8 @@ def test_stats_sum_up_by_upstream_and_state(spool: Site) -> None:
     [
         ["queue", "list", "nonsense"],
         ["queue", "list", "--older-than", "soon"],
-        ["queue", "list", "--state", "delivered"],
+        ["queue", "list", "--state", "sent"],
+        ["queue", "retry", "--state", "delivered"],
         ["queue", "list", "--limit", "0"],
         ["queue", "delete", "--yes"],
         ["queue", "nonsense"],
