@@ -53,6 +53,7 @@ __all__ = [
     "Config",
     "Credential",
     "DKIMKey",
+    "Domains",
     "FetchedNetwork",
     "Limits",
     "Listener",
@@ -71,6 +72,7 @@ __all__ = [
     "SandboxUpstream",
     "Spool",
     "TLSFiles",
+    "Tracking",
     "Upstream",
     "UpstreamLimits",
     "UpstreamTLS",
@@ -197,6 +199,11 @@ class Credential(Model):
         default_factory=lambda: ["*"],
         min_length=1,
         description="Envelope senders it may use (553 5.7.1 otherwise). `*` is any run of characters, `?` is one.",
+    )
+    accounts: list[Text] = Field(
+        default_factory=list,
+        description="Sender accounts (`relayd sender add`) whose addresses are the only envelope senders it may use"
+        " (553 5.7.1 otherwise). Empty: `senders` alone decides.",
     )
     rate: Rate | None = Field(
         None, description="Messages it may send in any such period (450 4.7.1 beyond). Absent: no limit."
@@ -401,6 +408,53 @@ class DKIMKey(Model):
     key: FilePath = Field(description="PEM file, RSA (2048 bits as a rule) or Ed25519, readable by relayd only.")
 
 
+class Domains(Model):
+    """Sender domains (`relayd domain add`): what their records hold of ours, and how they are checked."""
+
+    recheck: Duration = Field(
+        3600.0, gt=0, description="How often the records of verified domains are looked at again, give or take a tenth."
+    )
+    grace: Duration = Field(
+        72 * 3600.0, description="How long mail still goes out after a record of a verified domain has disappeared."
+    )
+    retire_after: Duration = Field(
+        7 * 86400.0, description="How long the record of an old key must stay after a rotation."
+    )
+    resolvers: list[BindAddress] = Field(
+        default_factory=list,
+        description="Resolvers to ask as receivers would, in this order. Empty: those of /etc/resolv.conf.",
+    )
+    authoritative_port: Count = Field(
+        53, ge=1, le=65535, description="Port of authoritative servers; another one is for test set-ups."
+    )
+    timeout: Duration = Field(3.0, gt=0, description="For one answer; each question is asked twice.")
+    spf: list[Text] = Field(
+        default_factory=list,
+        description="Terms for the SPF records of sender domains that let our mail pass, like"
+        " `include:_spf.example.com` or `ip4:192.0.2.1`. Empty: only what the provider demands.",
+    )
+    mail_host: Domain | None = Field(
+        None, description="Host that takes the mail of return paths: the target of MX records. Absent: `hostname`."
+    )
+    zone: Domain | None = Field(
+        None, description="Zone of our own that `relayd domain add --delegate` lets CNAMEs lead to. Absent: none."
+    )
+
+
+class Tracking(Model):
+    """Where links and opens are counted."""
+
+    host: Domain | None = Field(
+        None, description="Host that is used where no tracking domain fits, and that tracking domains lead to."
+    )
+    tls_host: Domain | None = Field(
+        None, description="TLS front that tracking domains of three steps lead to in the end. Absent: `host`."
+    )
+    proof_zone: Domain | None = Field(
+        None, description="Zone below which the TLS front expects proofs of ownership. Absent: `host`."
+    )
+
+
 class Retry(Model):
     """When relayd tries again, and when it gives up."""
 
@@ -588,6 +642,13 @@ class Config(Model):
         "X-Relay-Campaign", description="Header that names the campaign of a message; removed before sending."
     )
     dkim: list[DKIMKey] = Field(default_factory=list, description="Keys that sign outgoing mail.")
+    require_verified_domain: bool | None = Field(
+        None,
+        description="Refuse mail whose From header is on no verified sender domain (550 5.7.1). Absent: true as soon as"
+        " a sender domain is added, false until then.",
+    )
+    domains: Domains = Field(default_factory=Domains, description="How sender domains are set up and checked.")
+    tracking: Tracking = Field(default_factory=Tracking, description="Where links and opens are counted.")
     retry: Retry = Field(default_factory=Retry, description="When relayd tries again, and when it gives up.")
     bounces: Bounces = Field(default_factory=Bounces, description="Who is told about mail that did not arrive.")
     blocks: Blocks = Field(default_factory=Blocks, description="Which addresses are not mailed any more.")

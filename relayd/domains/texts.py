@@ -43,7 +43,8 @@ CAUSES = {
     Cause.ABSENT: ("there is no such record", "レコードがありません"),
     Cause.ZONE_APPENDED: (
         "the record is at {detail}: the DNS panel appended the domain to the host; enter the host without it",
-        "{detail} に登録されています。管理画面がドメイン名を自動付加するため、ホスト名からドメイン名を除いて入力してください",
+        "{detail} に登録されています。管理画面がドメイン名を自動で付加しています。"
+        "ホスト名にはドメイン名を除いた部分だけを入力してください",
     ),
     Cause.VALUE_ZONE_APPENDED: (
         "the domain was appended to the value: end the value with a dot",

@@ -127,6 +127,7 @@ class TrackingDomain:
     added_at: Millis = 0
     deadline: Millis | None = None
     """Until when the proof must have been seen."""
+    proof_seen_at: Millis | None = None
     verified_at: Millis | None = None
     checked_at: Millis | None = None
     next_check: Millis = 0

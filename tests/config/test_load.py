@@ -307,6 +307,8 @@ def _sections() -> list[tuple[str, str]]:
         "Match": "routes: [{upstream: s, match: {%s}}]",
         "Route": "routes: [{upstream: s, %s}]",
         "DKIMKey": "dkim: [{domain: d, selector: s, key: k, %s}]",
+        "Domains": "domains: {%s}",
+        "Tracking": "tracking: {%s}",
         "Retry": "retry: {%s}",
         "Mailbox": "bounces: {mailboxes: [{name: b, host: h, username: u, password: p, %s}]}",
         "Bounces": "bounces: {%s}",
