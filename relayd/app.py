@@ -26,6 +26,7 @@ from relayd.delivery.steering import Steering
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
 from relayd.intake.auth import PasswordVerifier
+from relayd.intake.blocks import BlockBook
 from relayd.intake.disk import DiskWatch
 from relayd.intake.guesses import GuessLimiter
 from relayd.intake.intake import Intake
@@ -90,6 +91,7 @@ class App:
             observer=self._metrics.intake,
             clock=now_ms,
         )
+        self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
         self._reporter = Reporter(
             self._store,
             self._intake,
@@ -105,6 +107,7 @@ class App:
             observer=self._metrics.delivery,
             clock=now_ms,
             owed=self._reporter.wake,
+            blocked=self._blocks.find,
             run_dir=data_dir / "run",
             slot=slot,
             slots=slots,
@@ -121,6 +124,7 @@ class App:
         """Open everything, recover what waits, and begin to serve. Raises what makes that impossible."""
         self._store.subscribe(self._maillog.events)
         self._store.subscribe(self._metrics.events)
+        self._store.subscribe(self._blocks.observe)
         self._store.observe(self._metrics.commit)
         await self._store.open()
         await self._state.open()
@@ -128,6 +132,7 @@ class App:
         await self._networks.start()
         await self._guesses.start()
         await self._rates.start()
+        await self._blocks.start()
         await self._dispatcher.start()
         self._reporter.start()
         for listener in self._config.listeners:
@@ -153,6 +158,7 @@ class App:
         self._counter.connections = self._share(config)
         self._counter.connections_per_ip = config.limits.connections_per_ip
         self._store.apply(config.spool)
+        self._blocks.apply(config.blocks)
         self._maillog.reopen(config.log.mail)
         self._reporter.apply(plan.policy, config.hostname)
         self._steering.policy = plan.policy
@@ -184,7 +190,7 @@ class App:
         await self._control.close()
         if self._web is not None:
             await self._web.stop()
-        for part in (self._rates, self._guesses, self._networks, self._disk):
+        for part in (self._blocks, self._rates, self._guesses, self._networks, self._disk):
             await part.stop()
         await self._passwords.close()
         await self._store.close()
@@ -273,6 +279,7 @@ class App:
         self._metrics.disk(self._disk.free_octets, self._disk.free_ratio, self._disk.free_inode_ratio)
         self._metrics.memory(self._intake.memory.used, self._intake.memory.limit)
         self._metrics.damaged(self._store.damaged)
+        self._metrics.blocks(self._blocks.counts())
 
     async def _retain(self) -> None:
         await self._store.retain(now_ms())

@@ -110,6 +110,10 @@ ATTEMPTABLE = frozenset({State.QUEUED, State.DEFERRED, State.UNCERTAIN})
 """States from which an attempt can be made; a held recipient is released first."""
 
 
+SUPPRESS = Step(State.SUPPRESSED, EventKind.SUPPRESSED, counts=False, retry=False)
+"""What becomes of an attempt at an address that is blocked."""
+
+
 def step(state: State, outcome: OutcomeKind, on_uncertain: OnUncertain = OnUncertain.RETRY) -> Step:
     """The lifecycle table: recipient state × outcome → step. Raises ValueError for a state that has no attempts."""
     if state not in ATTEMPTABLE:

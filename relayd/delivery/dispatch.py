@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from relayd.core.blocking import Block
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message, Recipient
@@ -25,7 +26,7 @@ from relayd.delivery.dkim import SigningPool
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.routing import RouteTable
-from relayd.delivery.settle import Facts, Policy, expire, move, overdue, settle_attempt
+from relayd.delivery.settle import Facts, Policy, expire, move, overdue, settle_attempt, suppress
 from relayd.delivery.slots import ConnectionSlots
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.store import Attempt, Delivery, Settlement, Store, StoreError, Waiting
@@ -84,6 +85,7 @@ class Dispatcher:
         observer: DeliveryObserver,
         clock: Callable[[], Millis],
         owed: Callable[[], None],
+        blocked: Callable[[Message, str], Block | None],
         run_dir: Path,
         slot: int = 0,
         slots: int = 1,
@@ -94,6 +96,7 @@ class Dispatcher:
         self._observer = observer
         self._clock = clock
         self._owed = owed
+        self._blocked = blocked
         self._run_dir = run_dir
         self._slot, self._slots = slot, slots
         self._lines: dict[str, _Line] = {}
@@ -227,7 +230,9 @@ class Dispatcher:
                 return
             if overdue(delivery, self._plan.policy, started):
                 self._expire(line, delivery, started)
-            else:
+                return
+            delivery = await self._unblocked(line, delivery, started)
+            if delivery.recipients:
                 await self._carry(line, carrier, delivery, started)
         except Exception:  # noqa: BLE001 - one message must not stop a lane, whatever it does to our code
             self._log.exception("attempt failed", id=format_id(delivery.message.id), upstream=lane.name)
@@ -260,6 +265,27 @@ class Dispatcher:
         changes = tuple(expire(delivery.message, w, self._plan.policy, now) for w in delivery.recipients)
         self._write(line, Settlement(delivery.message.id, changes), last=True)
         line.lane.gate.abandoned()
+
+    async def _unblocked(self, line: _Line, delivery: Delivery, now: Millis) -> Delivery:
+        """The recipients that may be mailed; the others are suppressed. Asked again before every attempt."""
+        message, blocked, policy = delivery.message, self._blocked, self._plan.policy
+        if message.origin.inbound:
+            return delivery
+        stopped = [
+            suppress(message, waiting, block, policy, now)
+            for waiting in delivery.recipients
+            if (block := blocked(message, waiting.recipient.address)) is not None
+        ]
+        if not stopped:
+            return delivery
+        gone = {change.after.n for change in stopped}
+        stay = tuple(waiting for waiting in delivery.recipients if waiting.n not in gone)
+        written = self._write(line, Settlement(message.id, tuple(stopped)), last=not stay)
+        if stay:
+            await asyncio.wait([written])
+        else:
+            line.lane.gate.abandoned()
+        return replace(delivery, recipients=stay)
 
     async def _carry(self, line: _Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
         """Send to all recipients, as many in one transaction as the upstream takes."""

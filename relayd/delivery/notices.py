@@ -28,7 +28,7 @@ _AGAIN = 60.0
 """Seconds until what is owed is looked at again without being asked."""
 _KIND = {Notice.FAILURE: Kind.FAILED, Notice.DELAY: Kind.DELAYED, Notice.SUCCESS: Kind.RELAYED}
 _TELLING = {
-    Notice.FAILURE: {EventKind.BOUNCED, EventKind.EXPIRED},
+    Notice.FAILURE: {EventKind.BOUNCED, EventKind.EXPIRED, EventKind.SUPPRESSED},
     Notice.DELAY: {EventKind.DEFERRED, EventKind.UNCERTAIN},
     Notice.SUCCESS: {EventKind.DELIVERED},
 }

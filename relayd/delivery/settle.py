@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from relayd.core.blocking import Block, suppression
 from relayd.core.dsn import Kind, wanted
 from relayd.core.event import Event, EventKind
-from relayd.core.lifecycle import Act, OnUncertain, Outcome, OutcomeKind, State, act, step
+from relayd.core.ids import format_id
+from relayd.core.lifecycle import SUPPRESS, Act, OnUncertain, Outcome, OutcomeKind, State, act, step
 from relayd.core.mail import Message
 from relayd.core.retry import Schedule, next_due
 from relayd.core.units import Millis, format_duration
@@ -118,6 +120,7 @@ _REPORT = {
     State.DELIVERED: (Kind.RELAYED, Notice.SUCCESS),
     State.BOUNCED: (Kind.FAILED, Notice.FAILURE),
     State.EXPIRED: (Kind.FAILED, Notice.FAILURE),
+    State.SUPPRESSED: (Kind.FAILED, Notice.FAILURE),
 }
 
 
@@ -188,6 +191,16 @@ def expire(
         attempts=waiting.attempts if attempts is None else attempts,
     )
     return Change(after, _event(message, waiting, EventKind.EXPIRED, now, detail))
+
+
+def suppress(message: Message, waiting: Waiting, block: Block, policy: Policy, now: Millis) -> Change:
+    """The address is blocked: nothing is sent, and the sender is told."""
+    detail: dict[str, str | int | float | bool | None] = {"upstream": waiting.lane, **suppression(block)}
+    if block.message is not None:
+        detail["cause"] = format_id(block.message)
+    notice = _final_notice(message, waiting, SUPPRESS.state, policy)
+    after = replace(waiting, state=SUPPRESS.state, due=None, notice=notice)
+    return Change(after, _event(message, waiting, SUPPRESS.event, now, detail))
 
 
 def steer(

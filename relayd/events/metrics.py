@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Metrics:
             EventKind.BOUNCED: row("relayd_bounced_total", "Recipients refused for good.", "upstream", "class"),
             EventKind.EXPIRED: row("relayd_expired_total", "Recipients whose lifetime ended.", "upstream"),
             EventKind.UNCERTAIN: row("relayd_uncertain_total", "Attempts silent after the final dot.", "upstream"),
-            EventKind.SUPPRESSED: row("relayd_suppressed_total", "Recipients not mailed on purpose."),
+            EventKind.SUPPRESSED: row("relayd_suppressed_total", "Recipients not mailed: blocked.", "class"),
             EventKind.HELD: row("relayd_held_total", "Recipients put on hold."),
             EventKind.RELEASED: row("relayd_released_total", "Recipients released from hold."),
             EventKind.DELAYED: row("relayd_delayed_total", "Recipients whose sender was told of a delay."),
@@ -121,8 +121,10 @@ class Metrics:
         self._depth = gauge("relayd_queue_depth", "Recipients waiting.", "upstream")
         age = "Age of the oldest waiting recipient."
         self._oldest = gauge("relayd_queue_oldest_seconds", age, "upstream", mode="livemax")
+        self._blocks = gauge("relayd_blocks", "Addresses and domains that are blocked.", "class", mode="livemax")
         self._damaged = gauge("relayd_spool_damaged_segments", "Spool files set aside as damaged.")
         self._lanes: set[str] = set()
+        self._blocked: set[str] = set()
 
     def _machine_metrics(self, slots: int) -> None:
         gauge = self._gauge
@@ -156,6 +158,14 @@ class Metrics:
     def damaged(self, segments: int) -> None:
         """So many spool files of this worker are set aside."""
         self._damaged.set(segments)
+
+    def blocks(self, counts: Mapping[str, int]) -> None:
+        """So many addresses and domains are blocked, by class."""
+        for cls in self._blocked - counts.keys():
+            self._blocks.labels(cls).set(0)
+        for cls, count in counts.items():
+            self._blocks.labels(cls).set(count)
+        self._blocked |= counts.keys()
 
     def queue(self, lanes: Iterable[LaneDepth], now: Millis) -> None:
         """What waits in this worker's spool."""
