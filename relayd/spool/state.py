@@ -64,6 +64,10 @@ _SCHEMA = (
         at INTEGER NOT NULL, PRIMARY KEY (target, scope, class, message)) WITHOUT ROWID;
     CREATE INDEX strike_at ON strike (at)
     """,
+    # how far mailboxes of bounces are read: inbound/mailboxes.py
+    """
+    CREATE TABLE mailbox (name TEXT PRIMARY KEY, uidvalidity INTEGER NOT NULL, uid INTEGER NOT NULL) WITHOUT ROWID
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 
@@ -324,6 +328,22 @@ class StateDB:
             return [Guess(peer, at) for _, peer, at in rows], rows[-1][0] if rows else after
 
         return await self._transact(work, durable=False)
+
+    # --- mailboxes --------------------------------------------------------------------------------------------
+
+    async def mailbox_mark(self, name: str) -> tuple[int, int] | None:
+        """UIDVALIDITY of a mailbox and the last UID that was read; None before the first."""
+        row = await self._transact(
+            lambda db: db.execute("SELECT uidvalidity, uid FROM mailbox WHERE name = ?", (name,)).fetchone(),
+            durable=False,
+        )
+        return None if row is None else (row[0], row[1])
+
+    async def keep_mailbox_mark(self, name: str, uidvalidity: int, uid: int) -> None:
+        """The mails up to this UID are kept here; losing the mark only means to fetch them again."""
+        await self._transact(
+            lambda db: db.execute("REPLACE INTO mailbox VALUES (?, ?, ?)", (name, uidvalidity, uid)), durable=False
+        )
 
     # --- leases of duties -------------------------------------------------------------------------------------
 
