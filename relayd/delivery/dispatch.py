@@ -73,6 +73,11 @@ class _Line:
     plan: UpstreamPlan
 
 
+def _never(message: Message, address: str) -> Block | None:
+    """Nobody is blocked."""
+    return None
+
+
 class Dispatcher:
     """Delivery of one worker. All methods are called on its event loop."""
 
@@ -85,7 +90,7 @@ class Dispatcher:
         observer: DeliveryObserver,
         clock: Callable[[], Millis],
         owed: Callable[[], None],
-        blocked: Callable[[Message, str], Block | None],
+        blocked: Callable[[Message, str], Block | None] = _never,
         run_dir: Path,
         slot: int = 0,
         slots: int = 1,
