@@ -25,6 +25,7 @@ from relayd.delivery.plan import build_plan
 from relayd.delivery.steering import Steering
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
+from relayd.inbound.apply import FactApplier
 from relayd.intake.auth import PasswordVerifier
 from relayd.intake.blocks import BlockBook
 from relayd.intake.disk import DiskWatch
@@ -111,6 +112,13 @@ class App:
             run_dir=data_dir / "run",
             slot=slot,
             slots=slots,
+        )
+        self._facts = FactApplier(
+            self._store,
+            self._dispatcher,
+            notify=lambda: self._plan.policy.notify,
+            rewrites=self._rewrites,
+            owed=self._reporter.wake,
         )
         self._steering = Steering(self._store, self._dispatcher, self._plan.policy, now_ms, self._reporter.wake)
         self._counter = ConnectionCounter(self._share(config), config.limits.connections_per_ip)
@@ -240,6 +248,10 @@ class App:
 
     def _lane_of(self, message: Message, recipient: Recipient) -> str | None:
         return self._plan.table.upstream_for(message, recipient)
+
+    def _rewrites(self, lane: str) -> bool:
+        upstream = self._plan.upstreams.get(lane)
+        return upstream is not None and upstream.return_path is not None
 
     def _kept(self, delivery: Any) -> None:
         self._dispatcher.push(delivery)
