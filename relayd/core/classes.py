@@ -1,19 +1,17 @@
-"""The table of reply classes: which words and codes of upstreams mean what. The first row that fits decides.
+"""The classes of failures: what each means, who must act, what is told to the support desk, its numbers elsewhere.
 
-classify.py reads it. Rows stand from the particular to the general; the tests have an example for each.
+Which replies belong to which class is rules.py's to say; docs/bounces.md is generated from this table.
 """
 
+# ruff: noqa: E501 - data: a phrase, a pattern or a sentence is read best in one line
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relayd.core.lifecycle import Stage
-
 
 class ReplyClass(StrEnum):
-    """What a reply means for people and statistics. The ids are stable."""
+    """What a reply or a bounce means for people and statistics. The ids are stable."""
 
     USER_UNKNOWN = "user-unknown"
     USER_MOVED = "user-moved"
@@ -54,258 +52,224 @@ class ReplyClass(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Actor(StrEnum):
+    """Who has to do something before such mail can arrive."""
+
+    SENDER = "sender"
+    RECIPIENT = "recipient"
+    UPSTREAM = "upstream"
+    NOBODY = "nobody"
+
+
+class Blocks(StrEnum):
+    """Whether addresses of a class are mailed again."""
+
+    AT_ONCE = "at once"
+    REPEATED = "after repeats"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One rule. What is not given fits anything; what is given must all fit."""
+class ClassFacts:
+    """One class."""
 
-    name: str
-    """Names the row in tests."""
-    cls: ReplyClass
-    codes: re.Pattern[str] | None = None
-    """Reply code, whole."""
-    enhanced: re.Pattern[str] | None = None
-    """Enhanced status code, whole."""
-    text: re.Pattern[str] | None = None
-    """Anywhere in the lower-case text."""
-    stages: frozenset[Stage] | None = None
-
-
-def _row(name: str, cls: ReplyClass, *, codes: str = "", enhanced: str = "", text: str = "", stages: str = "") -> Row:
-    return Row(
-        name,
-        cls,
-        re.compile(codes) if codes else None,
-        re.compile(enhanced.replace(".", r"\.").replace("#", r"\d+")) if enhanced else None,
-        re.compile(text) if text else None,
-        frozenset(Stage(stage) for stage in stages.split()) if stages else None,
-    )
+    hard: bool
+    """The address will not work again by itself."""
+    actor: Actor
+    blocks: Blocks
+    status: str
+    """RFC 3463 (and RFC 7372, 7505) code for failures that came without one. Only its last two parts where temporary."""
+    cmc_status: int
+    """Customers Mail Cloud's status number, 1 to 11, or 99."""
+    anymail_reason: str
+    """django-anymail's reject reason; "" where nothing failed."""
+    sentence_en: str
+    sentence_ja: str
 
 
-C = ReplyClass
+_SENDER, _RECIPIENT, _UPSTREAM, _NOBODY = Actor.SENDER, Actor.RECIPIENT, Actor.UPSTREAM, Actor.NOBODY
+_AT_ONCE, _REPEATED, _NEVER = Blocks.AT_ONCE, Blocks.REPEATED, Blocks.NEVER
+_C = ReplyClass
 
-# In `enhanced`, a dot is a dot and # is any number. Texts are searched in lower case; repetitions are bounded, so
-# that no reply, however hostile, takes long.
-ROWS: tuple[Row, ...] = (
-    # --- where it happened says enough
-    _row("taken", C.DELIVERED, codes="2.."),
-    _row("tls-wanted", C.TLS_FAILED, codes="530|454|538", text=r"starttls|encrypt|\btls\b"),
-    _row("tls-stage", C.TLS_FAILED, stages="tls"),
-    _row("login-code", C.LOGIN_REFUSED, codes="530|534|535|538"),
-    _row("login-status", C.LOGIN_REFUSED, enhanced="5.7.(8|9|1[1-4])", stages="auth mail"),
-    _row("login-stage", C.LOGIN_REFUSED, codes="5..", stages="auth"),
-    # --- words that say more than the codes they come with
-    _row("virus", C.VIRUS, text=r"\bvirus|malware|\binfected\b|\btrojan"),
-    _row("greylist", C.GREYLISTED, text=r"gr[ea]y-?list"),
-    _row(
-        "connections",
-        C.TOO_MANY_CONNECTIONS,
-        text=r"too many (?:concurrent |simultaneous |smtp |open )*(?:connections|sessions)|connection (?:count |rate )?"
-        r"(?:limit|exceeded)|maximum (?:number of )?(?:concurrent )?connections|connection (?:frequency|rate)",
+CLASSES: dict[ReplyClass, ClassFacts] = {
+    _C.USER_UNKNOWN: ClassFacts(
+        True, _RECIPIENT, _AT_ONCE, "5.1.1", 2, "bounced",
+        "There is no such mailbox. Check the spelling of the address, or ask the customer for the current one by phone.",
+        "宛先のメールアドレスは存在しません。つづりの誤りがないか確認し、お客様に電話などで現在のアドレスをお尋ねください。",
     ),
-    _row(
-        "sending-quota",
-        C.RATE_LIMITED,
-        text=r"(?:daily|hourly|monthly|sending|outgoing|account)[^.]{0,30}(?:quota|limit|rate)[^.]{0,30}(?:exceed"
-        r"|reach)"
-        r"|exceed[^.]{0,30}(?:daily|hourly|monthly|sending|outgoing) (?:[a-z]+ )?(?:quota|limit|rate)|throttl",
+    _C.USER_MOVED: ClassFacts(
+        True, _RECIPIENT, _AT_ONCE, "5.1.6", 2, "bounced",
+        "The recipient has moved and no longer reads this mailbox. Ask the customer for the new address.",
+        "宛先の方はすでに別のメールアドレスへ移られています。お客様に新しいアドレスをお尋ねください。",
     ),
-    _row(
-        "rate",
-        C.RATE_LIMITED,
-        text=r"rate[ -]?limit|(?:unusual|excessive) rate|too many (?:messages|mails|e-?mails|requests|recipients)"
-        r"|too much mail|receiving mail (?:at a rate|too quickly)|slow down|frequency limited|over rate",
+    _C.MAILBOX_DISABLED: ClassFacts(
+        False, _RECIPIENT, _REPEATED, "5.2.1", 2, "bounced",
+        "The mailbox exists but is suspended or no longer used. Ask the customer for another address.",
+        "宛先のメールボックスは停止中か、長期間使われていません。お客様に別のアドレスをお尋ねください。",
     ),
-    _row("rate-status", C.RATE_LIMITED, enhanced="[45].(5.3|7.28|4.5)"),
-    _row(
-        "reverse-dns",
-        C.REVERSE_DNS_MISSING,
-        text=r"reverse[ -]?dns|\brdns\b|\bptr\b|reverse (?:host ?name|lookup)|cannot find your (?:reverse )?host ?name",
+    _C.MAILBOX_FULL: ClassFacts(
+        False, _RECIPIENT, _REPEATED, "5.2.2", 5, "bounced",
+        "The mailbox is full. Try again in a few days; tell the customer by phone.",
+        "宛先のメールボックスがいっぱいで受信できません。数日おいて再送し、お急ぎの場合はお客様に電話でお知らせください。",
     ),
-    _row("reverse-dns-status", C.REVERSE_DNS_MISSING, enhanced="[45].7.25"),
-    _row(
-        "message-authentication",
-        C.AUTHENTICATION_FAILED,
-        text=r"\bspf\b|\bdkim\b|\bdmarc\b|sender policy framework|unauthenticated (?:e-?mail|mail|sender|message)"
-        r"|anti-?spoofing",
+    _C.HOST_UNKNOWN: ClassFacts(
+        True, _RECIPIENT, _AT_ONCE, "5.1.2", 1, "bounced",
+        "The part of the address behind the @ does not exist. Check its spelling with the customer.",
+        "メールアドレスの「@」より後ろのドメインが存在しません。つづりをお客様にご確認ください。",
     ),
-    _row("message-authentication-status", C.AUTHENTICATION_FAILED, enhanced="[45].7.(2[0-4]|26|29|30|509|515)"),
-    _row(
-        "listed",
-        C.REPUTATION_BLOCKED,
-        text=r"spamhaus|spamcop|barracudacentral|sorbs|\bdnsbl\b|\brbls?\b|(?:black|block|deny)[ -]?list"
-        r"|\blisted (?:in|at|by|on)\b|reputation|user complaints|ipcheck\."
-        r"|your ip (?:address )?(?:is|has been) (?:blocked|banned)"
-        r"|banned sending ip|\[(?:bl|tss)\d\d\]",
+    _C.NO_SUCH_DOMAIN_MAIL: ClassFacts(
+        True, _RECIPIENT, _AT_ONCE, "5.1.10", 1, "bounced",
+        "The domain of the address takes no mail at all. Ask the customer for another address.",
+        "宛先のドメインはメールを一切受け取らない設定です。お客様に別のアドレスをお尋ねください。",
     ),
-    _row("listed-status", C.REPUTATION_BLOCKED, enhanced="[45].7.(511|60[0-9]|6[1-4][0-9])"),
-    _row(
-        "recipient-filter",
-        C.FILTERED,
-        text=r"(?:blocked|rejected|refused|denied) by (?:the )?recipient"
-        r"|recipient (?:has )?(?:blocked|refuses|does not accept)"
-        r"|not accepting (?:e-?mail|mail|messages) from (?:you|this sender|outside)|user reject"
-        r"|recipient's (?:filter|allow)"
-        r"|only accepts? (?:e-?mail|mail|messages) from",
+    _C.ADDRESS_SYNTAX: ClassFacts(
+        True, _SENDER, _AT_ONCE, "5.1.3", 9, "invalid",
+        "The address is not written correctly. Correct it, or ask the customer how it is spelled.",
+        "メールアドレスの書き方に誤りがあります。訂正するか、お客様に正しいつづりをご確認ください。",
     ),
-    _row(
-        "sender-domain",
-        C.SENDER_REJECTED,
-        text=r"sender(?:'s)?(?: e-?mail)?(?: address| domain)? (?:rejected|denied|blocked|refused|verif|not |is not "
-        r"|does not )"
-        r"|not owned by user|invalid sender|bad sender|(?:address|domain|identity)(?: is|s are)? not verified"
-        r"|domain of sender|sender domain|from (?:address|header) (?:is )?(?:not|invalid)",
+    _C.MESSAGE_TOO_BIG: ClassFacts(
+        False, _SENDER, _NEVER, "5.3.4", 8, "other",
+        "The mail is too large for the recipient. Send it with smaller or fewer attachments, or send a link.",
+        "メールのサイズが宛先の上限を超えています。添付ファイルを減らすか、リンクでお送りください。",
     ),
-    _row("sender-status", C.SENDER_REJECTED, enhanced="[45].(1.[78]|7.27)"),
-    _row(
-        "relaying",
-        C.RELAYING_DENIED,
-        text=r"relay(?:ing)?(?: access)?(?: is)? (?:denied|prohibited|not (?:permitted|allowed))"
-        r"|not (?:permitted|allowed|authorized) to relay"
-        r"|(?:unable|cannot|refuse|refusing|do not|won't|don't)(?: to)? relay|no relaying",
+    _C.CONTENT_REJECTED: ClassFacts(
+        False, _SENDER, _NEVER, "5.6.0", 4, "other",
+        "The recipient's server did not like how the mail is made: an attachment, a header or its format. "
+        "Ask the sender of the mail to change it.",
+        "メールの内容(添付ファイル・ヘッダー・形式)が宛先のサーバーに受け付けられませんでした。送信元で内容を見直してください。",
     ),
-    _row(
-        "exchange-not-found",
-        C.USER_UNKNOWN,
-        enhanced="5.(1.10|4.1)",
-        text=r"recipient ?(?:address|not ?found)|resolver|not found",
+    _C.SPAM_DETECTED: ClassFacts(
+        False, _SENDER, _NEVER, "5.7.1", 4, "blocked",
+        "The recipient's server took the mail for spam. Change its text and links, or ask the customer to allow the "
+        "sender's address.",
+        "宛先のサーバーが迷惑メールと判定しました。本文やリンクを見直すか、お客様に送信元アドレスの受信許可をお願いしてください。",
     ),
-    _row(
-        "null-mx", C.NO_SUCH_DOMAIN_MAIL, text=r"null ?mx|domain (?:does not|doesn't|never) accepts? (?:e-?mail|mail)"
+    _C.VIRUS: ClassFacts(
+        False, _SENDER, _NEVER, "5.7.0", 4, "blocked",
+        "The recipient's server found a virus in the mail. Check the attachment before anything is sent again.",
+        "宛先のサーバーがメールからウイルスを検出しました。再送する前に添付ファイルを検査してください。",
     ),
-    _row("null-mx-status", C.NO_SUCH_DOMAIN_MAIL, enhanced="5.1.10"),
-    _row(
-        "spam",
-        C.SPAM_DETECTED,
-        text=r"\bspam(?!(?:cop|haus))|\bjunk|unsolicited|bulk (?:e-?mail|mail)|\bube\b|\buce\b|phishing",
+    _C.SENDER_REJECTED: ClassFacts(
+        False, _SENDER, _NEVER, "5.1.8", 4, "blocked",
+        "The recipient's server does not accept the sender's address. Check that the sender's domain is set up for mail.",
+        "差出人のアドレスが宛先のサーバーに拒否されました。差出人ドメインの設定(DNS など)を管理者にご確認ください。",
     ),
-    _row(
-        "mailbox-full",
-        C.MAILBOX_FULL,
-        text=r"(?:mailbox|mail box|account|inbox|user|recipient)[^.]{0,40}\bfull\b|over ?quota"
-        r"|quota (?:is )?(?:exceeded|full)"
-        r"|exceed[^.]{0,40}(?:quota|mailbox|storage)|out of (?:storage|quota)|full mailbox|mailbox size limit"
-        r"|not enough (?:storage|space) [^.]{0,20}mailbox",
+    _C.REPUTATION_BLOCKED: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.7.1", 4, "blocked",
+        "The recipient's server blocks the machine that sent the mail because of its reputation. The address is fine; "
+        "tell the operator of the mail service.",
+        "送信に使ったサーバーが宛先側で遮断されています(IPアドレスの評価など)。アドレスに問題はありません。メール管理者へご連絡ください。",
     ),
-    _row("mailbox-full-status", C.MAILBOX_FULL, enhanced="[45].2.2"),
-    _row(
-        "too-big",
-        C.MESSAGE_TOO_BIG,
-        text=r"(?:message|mail|content|body|data)[^.]{0,30}(?:too (?:big|large|long)|exceed[^.]{0,40}(?:size|limit"
-        r"|maximum))"
-        r"|size (?:limit|of message) [^.]{0,20}exceed|exceeds? [^.]{0,30}(?:message|maximum) size"
-        r"|maximum (?:message )?size",
+    _C.REVERSE_DNS_MISSING: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.7.25", 4, "blocked",
+        "The recipient's server wants a valid reverse DNS name for the machine that sent the mail. The address is fine; "
+        "tell the operator of the mail service.",
+        "送信サーバーの逆引きDNSの設定が理由で拒否されました。アドレスに問題はありません。メール管理者へご連絡ください。",
     ),
-    _row("too-big-status", C.MESSAGE_TOO_BIG, enhanced="[45].(3.4|2.3)"),
-    # --- about the mailbox
-    _row(
-        "disabled",
-        C.MAILBOX_DISABLED,
-        text=r"(?:mailbox|account|user|recipient|address)[^.]{0,30}(?:disabled|suspended|inactive|deactivated|locked"
-        r"|closed"
-        r"|terminated|not active|discontinued|no longer (?:in use|active|available))|not currently accepting",
+    _C.AUTHENTICATION_FAILED: ClassFacts(
+        False, _SENDER, _NEVER, "5.7.26", 4, "blocked",
+        "The mail could not prove that it comes from its sender (SPF, DKIM or DMARC). The address is fine; "
+        "have the records of the sender's domain checked.",
+        "差出人の認証(SPF・DKIM・DMARC)に失敗し拒否されました。アドレスに問題はありません。差出人ドメインの設定をご確認ください。",
     ),
-    _row(
-        "moved",
-        C.USER_MOVED,
-        text=r"(?:user|recipient|mailbox|address)[^.]{0,30}\bmoved\b|has moved to|please try <|new (?:e-?mail )?address"
-        r"|changed (?:his|her|their|its) (?:e-?mail )?address",
+    _C.LOGIN_REFUSED: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.7.8", 99, "other",
+        "The upstream did not accept our login. The address is fine; tell the operator of the mail service.",
+        "中継サーバーへのログインが拒否されました。アドレスに問題はありません。メール管理者へご連絡ください。",
     ),
-    _row("moved-status", C.USER_MOVED, enhanced="5.1.6"),
-    _row("disabled-status", C.MAILBOX_DISABLED, enhanced="[45].2.1"),
-    _row(
-        "user",
-        C.USER_UNKNOWN,
-        codes="5..",
-        text=r"(?:user|account|mailbox|recipient|address|addressee)[^.,]{0,60}(?:unknown|not (?:be )?(?:found|exist"
-        r"|known|listed|here)"
-        r"|doesn't exist|does not exist|doesn't have|invalid|no longer (?:exist|valid|work))"
-        r"|(?:unknown|invalid|no such|nonexistent|non-existent|undeliverable)[^.,]{0,20}"
-        r"\b(?:user|account|mailbox|recipient|address|local[ -]part|person)"
-        r"|doesn't have an? [^ ]{1,60} account|no mailbox (?:here|by that name)|mailbox unavailable"
-        r"|not a valid (?:mailbox|recipient|user)",
+    _C.POLICY: ClassFacts(
+        False, _SENDER, _NEVER, "5.7.1", 4, "blocked",
+        "The recipient's server has a rule against this mail. Ask the customer to have their mail administrator allow "
+        "the sender.",
+        "宛先のサーバーの運用ルールにより拒否されました。お客様を通じて、先方のメール管理者に受信許可をご依頼ください。",
     ),
-    _row("user-status", C.USER_UNKNOWN, enhanced="5.1.(1|4)"),
-    _row(
-        "host",
-        C.HOST_UNKNOWN,
-        text=r"(?:host|domain|name)(?: name)?[^.]{0,30}(?:not found|not exist|unknown|could not be resolved)"
-        r"|no such (?:host|domain)|unknown (?:host|domain)|unroute?able|nxdomain|name or service not known"
-        r"|no mail exchanger",
+    _C.RELAYING_DENIED: ClassFacts(
+        False, _RECIPIENT, _NEVER, "5.7.1", 7, "blocked",
+        "The server that should receive mail for this domain says it is not responsible for it. Ask the customer "
+        "to tell their mail administrator.",
+        "宛先ドメインの受信サーバーが「担当外」と応答しました。お客様を通じて、先方のメール管理者にご連絡ください。",
     ),
-    _row("host-status", C.HOST_UNKNOWN, enhanced="[45].(1.2|4.4)"),
-    _row(
-        "syntax",
-        C.ADDRESS_SYNTAX,
-        text=r"(?:bad|malformed|invalid|illegal|incorrect)[^.]{0,30}address(?: syntax)?|address[^.]{0,20}syntax"
-        r"|syntax[^.]{0,20}address",
+    _C.RATE_LIMITED: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.7.28", 4, "other",
+        "Too much mail was sent in a short time. The address is fine; try again later.",
+        "短時間に送られたメールが多すぎるため制限されました。アドレスに問題はありません。時間をおいて再送してください。",
     ),
-    _row("syntax-status", C.ADDRESS_SYNTAX, enhanced="[45].(1.3|6.7)"),
-    # --- about the way
-    _row(
-        "expired",
-        C.EXPIRED,
-        text=r"(?:message|delivery|retry|queue)[^.]{0,30}(?:expired|timeout exceeded|too old)"
-        r"|too long in (?:the )?queue",
+    _C.TOO_MANY_CONNECTIONS: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.4.5", 4, "other",
+        "The recipient's server has too many connections at the moment. The address is fine; try again later.",
+        "宛先のサーバーへの接続が混み合っています。アドレスに問題はありません。時間をおいて再送してください。",
     ),
-    _row("expired-status", C.EXPIRED, enhanced="[45].4.7"),
-    _row("tls", C.TLS_FAILED, text=r"\bstarttls\b|\btls\b|\bssl\b|certificate"),
-    _row("tls-status", C.TLS_FAILED, enhanced="[45].7.(5|10|323|324)"),
-    _row(
-        "network",
-        C.NETWORK_ERROR,
-        text=r"connection (?:timed out|refused|reset|lost|dropped|closed)|lost connection|no route to host"
-        r"|network (?:is )?unreachable|\bloop|too many hops|\btimed out|\btimeout",
+    _C.GREYLISTED: ClassFacts(
+        False, _NOBODY, _NEVER, "4.7.1", 3, "other",
+        "The recipient's server makes unknown senders wait and take a second try. Nothing needs to be done.",
+        "宛先のサーバーが初めての送信元に再試行を求めています(グレーリスト)。特にしていただくことはありません。",
     ),
-    _row("network-status", C.NETWORK_ERROR, enhanced="[45].4.#"),
-    _row(
-        "system-full",
-        C.SYSTEM_FULL,
-        text=r"insufficient (?:system |disk )?(?:storage|space|resources)|disk (?:is )?full|no space left",
+    _C.FILTERED: ClassFacts(
+        False, _RECIPIENT, _REPEATED, "5.7.1", 4, "blocked",
+        "The recipient's own filter refused the mail, as mobile carriers offer it, or the mailbox is gone. Ask the "
+        "customer to allow the sender's domain.",
+        "受信者側の受信設定(携帯会社の迷惑メールフィルターなど)で拒否されたか、アドレスが無効です。"
+        "お客様に、送信元ドメインの受信許可(指定受信)の設定をお願いしてください。",
     ),
-    _row("system-full-status", C.SYSTEM_FULL, enhanced="[45].3.1"),
-    _row("mailer", C.MAILER_ERROR, text=r"mailer error|command (?:died|failed|output)|exited with|procmail|\bpipe\b"),
-    _row("mailer-status", C.MAILER_ERROR, enhanced="[45].(3.0|2.4)"),
-    _row("hold", C.ON_HOLD, text=r"\bon hold\b|quarantine|held for"),
-    # --- about the message
-    _row(
-        "content",
-        C.CONTENT_REJECTED,
-        text=r"content (?:is )?(?:rejected|denied|refused|filter|not)|attachment|\bmime\b|bare (?:lf|cr|newline)"
-        r"|rfc ?\d{3,4}|header[^.]{0,20}(?:invalid|missing|malformed|multiple)|not supported by [^.]{0,20}upstream",
+    _C.NETWORK_ERROR: ClassFacts(
+        False, _NOBODY, _NEVER, "5.4.2", 7, "timed_out",
+        "The recipient's server could not be reached, or the connection broke. Try again later.",
+        "宛先のサーバーに接続できないか、通信が途切れました。時間をおいて再送してください。",
     ),
-    _row("content-status", C.CONTENT_REJECTED, enhanced="[45].6.#"),
-    _row(
-        "policy",
-        C.POLICY,
-        text=r"policy|prohibit|not (?:permitted|allowed|authori[sz]ed)|access denied|forbidden|security"
-        r"|(?:blocked|rejected|refused) (?:by|for|due)|sensitive",
+    _C.TLS_FAILED: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.7.10", 7, "other",
+        "No encrypted connection (TLS) to the server could be made. The address is fine; tell the operator of the mail "
+        "service.",
+        "サーバーとの暗号化通信(TLS)が確立できませんでした。アドレスに問題はありません。メール管理者へご連絡ください。",
     ),
-    _row("policy-status", C.POLICY, enhanced="[45].7.#"),
-    _row(
-        "protocol",
-        C.PROTOCOL_ERROR,
-        text=r"command[^.]{0,20}(?:unrecogni|unknown|not (?:implemented|recogni))|bad sequence|syntax error"
-        r"|broke the protocol|pipelining",
+    _C.PROTOCOL_ERROR: ClassFacts(
+        False, _UPSTREAM, _NEVER, "5.5.0", 7, "other",
+        "The servers did not understand each other. The address is fine; tell the operator of the mail service.",
+        "サーバー間のやり取りで手順の誤りが起きました。アドレスに問題はありません。メール管理者へご連絡ください。",
     ),
-    _row("protocol-status", C.PROTOCOL_ERROR, enhanced="[45].5.#"),
-    _row(
-        "system",
-        C.SYSTEM_ERROR,
-        text=r"(?:internal|local|server|system|configuration|processing|lookup) (?:[a-z]+ )?error|shutting down"
-        r"|(?:service|system|server|temporarily|resources)[^.]{0,30}unavailable"
-        r"|temporar(?:y|ily) [^.]{0,20}(?:failure|problem|error|deferred|reject)",
+    _C.SYSTEM_ERROR: ClassFacts(
+        False, _NOBODY, _NEVER, "5.3.0", 7, "other",
+        "The recipient's server has a fault. Try again later; if it stays, tell the customer.",
+        "宛先のサーバーに障害が起きています。時間をおいて再送し、続くようならお客様にお知らせください。",
     ),
-    _row("system-status", C.SYSTEM_ERROR, enhanced="[45].(3.#|2.0)"),
-    # --- only the code and the place are left
-    _row("status-1", C.USER_UNKNOWN, codes="5..", enhanced="5.1.#"),
-    _row("code-moved", C.USER_MOVED, codes="551"),
-    _row("code-size", C.MESSAGE_TOO_BIG, codes="552", stages="mail data dot"),
-    _row("code-mailbox-full", C.MAILBOX_FULL, codes="552", stages="rcpt"),
-    _row("code-system-full", C.SYSTEM_FULL, codes="452"),
-    _row("code-protocol", C.PROTOCOL_ERROR, codes="50[0-4]|555"),
-    _row("code-temporary", C.SYSTEM_ERROR, codes="4.."),
-    _row("code-user", C.USER_UNKNOWN, codes="550", stages="rcpt"),
-    _row("code-syntax", C.ADDRESS_SYNTAX, codes="553", stages="rcpt"),
-    _row("code-content", C.CONTENT_REJECTED, codes="550|554", stages="dot"),
-    _row("code-policy", C.POLICY, codes="550|554", stages="connect ehlo"),
-)
+    _C.SYSTEM_FULL: ClassFacts(
+        False, _NOBODY, _NEVER, "5.3.1", 7, "other",
+        "The disk of the recipient's server is full. Try again later; if it stays, tell the customer.",
+        "宛先のサーバーの空き容量が不足しています。時間をおいて再送し、続くようならお客様にお知らせください。",
+    ),
+    _C.MAILER_ERROR: ClassFacts(
+        False, _RECIPIENT, _NEVER, "5.3.0", 6, "other",
+        "The mail reached the recipient's server, but a program or forwarding there failed. Tell the customer.",
+        "宛先のサーバーには届きましたが、その先の転送や処理プログラムで失敗しました。お客様にお知らせください。",
+    ),
+    _C.EXPIRED: ClassFacts(
+        False, _NOBODY, _NEVER, "4.4.7", 3, "timed_out",
+        "The mail could not be handed over in the time allowed for it. Try again later; check the domain of the address.",
+        "一定時間再送を続けましたが配信できていません。時間をおいて再送し、アドレスのドメインもご確認ください。",
+    ),
+    _C.ON_HOLD: ClassFacts(
+        False, _RECIPIENT, _NEVER, "5.7.0", 99, "other",
+        "The recipient's server keeps the mail back, or gave no usable reason. Ask the customer whether it arrived.",
+        "宛先のサーバーで保留されているか、理由が明示されていません。お客様に届いているかご確認ください。",
+    ),
+    _C.COMPLAINT: ClassFacts(
+        False, _SENDER, _AT_ONCE, "", 11, "spam",
+        "The recipient reported a mail as spam. Do not send any more; ask before you write to them again.",
+        "受信者が迷惑メールとして報告しました。以後の送信は控え、再開にはご本人の同意を得てください。",
+    ),
+    _C.VACATION: ClassFacts(
+        False, _NOBODY, _NEVER, "", 99, "",
+        "The mail arrived; the recipient answers automatically, for example while away.",
+        "メールは届いています。不在通知などの自動応答が返ってきました。",
+    ),
+    _C.DELIVERED: ClassFacts(
+        False, _NOBODY, _NEVER, "2.0.0", 99, "",
+        "The mail was delivered.",
+        "メールは配信されました。",
+    ),
+    _C.UNKNOWN: ClassFacts(
+        False, _NOBODY, _REPEATED, "5.0.0", 99, "other",
+        "The mail was not delivered, and no reason that we understand was given. The original words may tell more.",
+        "メールは配信されませんでしたが、理由を判別できませんでした。相手サーバーの応答の原文をご確認ください。",
+    ),
+}  # fmt: skip

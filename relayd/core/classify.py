@@ -1,32 +1,50 @@
-"""Judges replies: which class a reply belongs to, and what it means for a recipient of the attempt.
+"""Judges replies and bounces: which class one belongs to, and what a reply means for a recipient of the attempt.
 
-The table of classes is classes.py. What becomes of the recipient then is lifecycle.py's to say.
+The rules are rules.py, the classes classes.py. What becomes of the recipient then is lifecycle.py's to say.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from relayd.core.classes import ROWS, ReplyClass, Row
+from relayd.core.classes import ReplyClass
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
+from relayd.core.phrases import Index, plain
 from relayd.core.reply import Reply
+from relayd.core.rules import ROWS, Row
 
 _OPENING = frozenset({Stage.CONNECT, Stage.TLS, Stage.EHLO, Stage.AUTH})
 _LOGIN_CODES = frozenset({530, 534, 535, 538})
 _ABOUT_US = frozenset({ReplyClass.RELAYING_DENIED, ReplyClass.SENDER_REJECTED, ReplyClass.LOGIN_REFUSED})
-_QUOTA = next(row for row in ROWS if row.name == "sending-quota")
 _NOT_OURS = re.compile(r"not owned by user|not logged in|authentication (?:is )?required|must (?:issue|authenticate)")
 
 
-def find(code: int, enhanced: str, text: str, stage: Stage) -> Row | None:
-    """The row of the table that decides."""
-    number, lower = str(code), text.lower().replace("\n", " ")
-    for row in ROWS:
+@lru_cache(maxsize=1)
+def index() -> Index:
+    """The phrases of all rules, ready to be looked for; made when first asked for."""
+    return Index([row.text for row in ROWS])
+
+
+def find(
+    code: int, enhanced: str, text: str, stage: Stage | None, *, host: str = "", bounce: bool = False
+) -> Row | None:
+    """The rule that decides. For a bounce, code may be 0, enhanced "" and stage None where they are not told.
+
+    `host` is the name of the host that spoke, where that is known.
+    """
+    number, words = str(code) if code else "", plain(text)
+    phrases = index()
+    candidates = phrases.candidates(words)
+    for place, row in enumerate(ROWS):
         if (
-            (row.stages is None or stage in row.stages)
+            (not row.text or place in candidates)
+            and (row.bounce is None or row.bounce is bounce)
+            and (row.stages is None or stage in row.stages)
             and (row.codes is None or row.codes.fullmatch(number))
             and (row.enhanced is None or row.enhanced.fullmatch(enhanced))
-            and (row.text is None or row.text.search(lower))
+            and (not row.hosts or host.endswith(row.hosts))
+            and (not row.text or phrases.fits(candidates[place], words))
         ):
             return row
     return None
@@ -65,7 +83,8 @@ def _refuses_us(stage: Stage, reply: Reply) -> bool:
         return True
     if not reply.permanent:
         return False
-    if find(reply.code, reply.enhanced, reply.text, stage) is _QUOTA:
+    row = find(reply.code, reply.enhanced, reply.text, stage)
+    if row is not None and row.name == "sending-quota":
         return True
     if stage is not Stage.MAIL:
         return False

@@ -97,6 +97,11 @@ def _octets(encoding: bytes, text: bytes) -> bytes | None:
         return None
 
 
+def to_text(octets: bytes, charset: str) -> str:
+    """The text of octets in a charset (lower case) that may be unknown or wrong; what cannot be decoded is replaced."""
+    return _text(octets, charset)
+
+
 def _text(octets: bytes, charset: str) -> str:
     if charset.startswith("iso-2022-jp"):
         return _iso_2022_jp(octets)
