@@ -6,6 +6,7 @@ What each part does is said in its own file; which processes there are is worker
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,14 +16,18 @@ import structlog
 
 from relayd.config.models import Config
 from relayd.config.models import Listener as ListenerConfig
+from relayd.config.secret import resolve_secret
 from relayd.control import ControlError, ControlServer, Handler, worker_socket
 from relayd.core.lifecycle import Act
 from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
 from relayd.delivery.dispatch import Dispatcher
+from relayd.delivery.dkim import stored_key
 from relayd.delivery.notices import Reporter
 from relayd.delivery.plan import build_plan
 from relayd.delivery.steering import Steering
+from relayd.domains.book import DomainBook
+from relayd.domains.duty import DomainDuty
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
 from relayd.inbound.apply import FactApplier
@@ -37,6 +42,7 @@ from relayd.listener.certificate import server_context
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
 from relayd.sockets import Sockets
+from relayd.spool.domains import DomainStore
 from relayd.spool.filter import QueueFilter
 from relayd.spool.sqlite import SqliteStore
 from relayd.spool.state import StateDB
@@ -47,6 +53,8 @@ _SWEEP = 30.0
 """Seconds between looks for what has expired or waited long."""
 _GAUGES = 10.0
 _RETAIN = 600.0
+_DOMAINS = 1.0
+"""Seconds until a change of domains by a command or another worker is seen here."""
 _DRAIN_SHARE = 0.5
 """Part of `shutdown` that clients get to finish the mail they are sending; delivery gets what is left."""
 
@@ -79,6 +87,8 @@ class App:
         self._passwords = PasswordVerifier(config, now_ms)
         self._guesses = GuessLimiter(config, now_ms, self._state)
         self._rates = RateBook(config, self._state, now_ms)
+        self._book = DomainBook(DomainStore(self._state), config, changed=self._domains_changed)
+        self._duty_of_domains = DomainDuty(self._state, config, f"{slot}-{os.getpid()}", now_ms)
         self._intake = Intake(
             config,
             self._store,
@@ -91,6 +101,7 @@ class App:
             on_kept=self._kept,
             observer=self._metrics.intake,
             clock=now_ms,
+            vouching=self._book,
         )
         self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
         self._reporter = Reporter(
@@ -141,6 +152,7 @@ class App:
         await self._guesses.start()
         await self._rates.start()
         await self._blocks.start()
+        await self._book.start(await asyncio.to_thread(resolve_secret, self._config))
         await self._dispatcher.start()
         self._reporter.start()
         for listener in self._config.listeners:
@@ -151,6 +163,8 @@ class App:
         self._duty(_SWEEP, "sweep", self._sweep)
         self._duty(_GAUGES, "gauges", self._gauge)
         self._duty(_RETAIN, "retention", self._retain)
+        self._duty(_DOMAINS, "domains", self._book.poll)
+        self._duty(_DOMAINS, "domain checks", self._check_domains)
         self._serving = True
 
     async def reload(self, config: Config, sockets: Sockets) -> None:
@@ -166,6 +180,9 @@ class App:
         self._counter.connections = self._share(config)
         self._counter.connections_per_ip = config.limits.connections_per_ip
         self._store.apply(config.spool)
+        self._book.apply(config)
+        self._duty_of_domains.apply(config)
+        self._domains_changed(self._book)
         self._blocks.apply(config.blocks)
         self._maillog.reopen(config.log.mail)
         self._reporter.apply(plan.policy, config.hostname)
@@ -295,6 +312,13 @@ class App:
 
     async def _retain(self) -> None:
         await self._store.retain(now_ms())
+
+    async def _check_domains(self) -> None:
+        await self._duty_of_domains.tick(self._book.everything)
+
+    def _domains_changed(self, book: DomainBook) -> None:
+        self._plan.signing.signer.use(stored_key(key.domain, key.selector, key.private) for key in book.keys)
+        self._metrics.domains(book.states().items())
 
     # -- steering -------------------------------------------------------------------------------------------------
 

@@ -118,28 +118,43 @@ def _signing(path: Path) -> tuple[str, Callable[[bytes], bytes]]:
         raise DKIMKeyError(f"{path}: {error.strerror or 'cannot be read'}") from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise DKIMKeyError(f"{path}: not an unencrypted private key in PEM form") from error
-    if isinstance(private, RSAPrivateKey):
-        if private.key_size < MIN_RSA_BITS:
-            raise DKIMKeyError(
-                f"{path}: an RSA key of {private.key_size} bits; {MIN_RSA_BITS} are the least (RFC 8301)"
-            )
-        rsa, padding, digest = private, PKCS1v15(), SHA256()
-        return "rsa-sha256", lambda data: rsa.sign(data, padding, digest)
+    if isinstance(private, RSAPrivateKey) and private.key_size < MIN_RSA_BITS:
+        raise DKIMKeyError(f"{path}: an RSA key of {private.key_size} bits; {MIN_RSA_BITS} are the least (RFC 8301)")
+    if not isinstance(private, RSAPrivateKey | Ed25519PrivateKey):
+        raise DKIMKeyError(f"{path}: DKIM knows RSA and Ed25519 keys only")
+    return _by(private)
+
+
+def stored_key(domain: str, selector: str, private: RSAPrivateKey | Ed25519PrivateKey) -> LoadedKey:
+    """A key that is kept in state.db (both names in A-labels, lower case)."""
+    return LoadedKey(domain, selector, *_by(private))
+
+
+def _by(private: RSAPrivateKey | Ed25519PrivateKey) -> tuple[str, Callable[[bytes], bytes]]:
+    """Algorithm and way of signing."""
     if isinstance(private, Ed25519PrivateKey):
-        ed25519 = private
         # RFC 8463 3: Ed25519 signs the hash, not the octets themselves
-        return "ed25519-sha256", lambda data: ed25519.sign(hashlib.sha256(data).digest())
-    raise DKIMKeyError(f"{path}: DKIM knows RSA and Ed25519 keys only")
+        return "ed25519-sha256", lambda data: private.sign(hashlib.sha256(data).digest())
+    padding, digest = PKCS1v15(), SHA256()
+    return "rsa-sha256", lambda data: private.sign(data, padding, digest)
 
 
 class Signer:
-    """Signs with the keys it was made with. Without state: threads may share it."""
+    """Signs with the keys it was given. Threads may share it."""
 
     def __init__(self, keys: Iterable[LoadedKey], clock: Callable[[], Millis]) -> None:
         self._clock = clock
+        self._configured = tuple(keys)
         self._keys: dict[str, tuple[LoadedKey, ...]] = {}
-        for key in keys:
-            self._keys[key.domain] = (*self._keys.get(key.domain, ()), key)
+        self.use(())
+
+    def use(self, stored: Iterable[LoadedKey]) -> None:
+        """Sign with these keys of state.db, too, from now on; where a name is configured as well, that key signs."""
+        found: dict[str, dict[str, LoadedKey]] = {}
+        for key in (*self._configured, *stored):
+            found.setdefault(key.domain, {}).setdefault(key.selector, key)
+        # one assignment: threads that are signing see the old keys or the new ones
+        self._keys = {domain: tuple(by_selector.values()) for domain, by_selector in found.items()}
 
     def keys_for(self, from_domain: str) -> tuple[LoadedKey, ...]:
         """The keys of this domain, else of the nearest parent that has any; () when there is none.

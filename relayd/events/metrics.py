@@ -124,6 +124,9 @@ class Metrics:
         self._blocks = gauge("relayd_blocks", "Addresses and domains that are blocked.", "class", mode="livemax")
         self._damaged = gauge("relayd_spool_damaged_segments", "Spool files set aside as damaged.")
         self._lanes: set[str] = set()
+        state = "1 for the state that a sender domain is in."
+        self._domain_state = gauge("relayd_domain_state", state, "domain", "state", mode="livemax")
+        self._domains: set[tuple[str, str]] = set()
         self._blocked: set[str] = set()
 
     def _machine_metrics(self, slots: int) -> None:
@@ -179,6 +182,15 @@ class Metrics:
             self._depth.labels(name).set(0)
             self._oldest.labels(name).set(0)
         self._lanes |= seen
+
+    def domains(self, states: Iterable[tuple[str, str]]) -> None:
+        """The sender domains with their states, all of them."""
+        now = set(states)
+        for domain, state in self._domains - now:
+            self._domain_state.labels(domain, state).set(0)
+        for domain, state in now:
+            self._domain_state.labels(domain, state).set(1)
+        self._domains |= now
 
     # -- the machine
 

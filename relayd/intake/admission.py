@@ -92,6 +92,8 @@ class MailFacts:
     patterns: SenderPatterns | None
     """Of the credential; None without one."""
     rate_exhausted: bool
+    accounts_denied: bool = False
+    """The credential is limited to sender accounts, and the sender is the address of none of them."""
 
 
 @dataclass(slots=True)
@@ -114,6 +116,8 @@ class ContentFacts:
     received: int
     """Received fields of the message."""
     received_limit: int
+    unvouched: str | None = None
+    """The From domain ("" for none), where it is on no verified sender domain and has to be."""
 
 
 DRAINING = Refused(Refusal.DRAINING, Reply(421, "4.3.2", "Shutting down, please come back in a moment"))
@@ -201,6 +205,14 @@ def _sender_allowed(facts: MailFacts) -> Refused | None:
     return Refused(Refusal.SENDER_DENIED, Reply(553, "5.7.1", text))
 
 
+def _account_allowed(facts: MailFacts) -> Refused | None:
+    if not facts.accounts_denied:
+        return None
+    shown = facts.sender or "<>"
+    text = f"Your account may send only as its sender accounts (relayd sender list), not as {shown}"
+    return Refused(Refusal.SENDER_DENIED, Reply(553, "5.7.1", text))
+
+
 def _rate(facts: MailFacts) -> Refused | None:
     return RATE if facts.rate_exhausted else None
 
@@ -230,6 +242,18 @@ def _loop(facts: ContentFacts) -> Refused | None:
     return LOOP if facts.received >= facts.received_limit else None
 
 
+def _vouched(facts: ContentFacts) -> Refused | None:
+    domain = facts.unvouched
+    if domain is None:
+        return None
+    if not domain:
+        text = "The message names no From address; mail is taken from verified sender domains only"
+    else:
+        # a reply line has 512 octets (RFC 5321 4.5.3.1.5), a domain may have 253
+        text = f"{domain} is not a verified sender domain\nTo see what is missing: relayd domain show {domain}"
+    return Refused(Refusal.UNVERIFIED, Reply(550, "5.7.1", text))
+
+
 CONNECT: tuple[Callable[[ConnectFacts], Refused | None], ...] = (
     _draining,  # 421 4.3.2
     _network_alone,  # 554 5.7.1
@@ -244,6 +268,7 @@ MAIL: tuple[Callable[[MailFacts], Refused | None], ...] = (
     _size,  # 552 5.3.4
     _sender_syntax,  # 501 5.1.7, 553 5.6.7
     _sender_allowed,  # 553 5.7.1
+    _account_allowed,  # 553 5.7.1
     _rate,  # 450 4.7.1
 )
 INBOUND_MAIL = tuple(check for check in MAIL if check not in (_access, _sender_allowed, _rate))
@@ -254,6 +279,7 @@ RCPT: tuple[Callable[[RcptFacts], Refused | None], ...] = (
 CONTENT: tuple[Callable[[ContentFacts], Refused | None], ...] = (
     _size,  # 552 5.3.4
     _loop,  # 550 5.4.6
+    _vouched,  # 550 5.7.1
 )
 
 

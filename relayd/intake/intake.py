@@ -29,6 +29,7 @@ from relayd.intake.observer import AuthFailure, IntakeObserver
 from relayd.intake.rates import RateBook
 from relayd.intake.session import ClientSession
 from relayd.intake.submission import Kept, Preparer, deliveries, origin_of
+from relayd.intake.vouching import AnyDomain, Vouching
 from relayd.spool.state import StateError
 from relayd.spool.store import Delivery, Store, StoreError, StoreFullError
 
@@ -70,11 +71,12 @@ class Intake:
         observer: IntakeObserver,
         clock: Callable[[], Millis],
         return_paths: ReturnPaths | None = None,
+        vouching: Vouching | None = None,
     ) -> None:
         """`on_kept` is called on the loop for each lane of a message, once it is on disk; it must be quick.
 
         `lane_of` returns the upstream of the route that fits, None when none does. `return_paths` are the addresses
-        that inbound listeners take mail for.
+        that inbound listeners take mail for. `vouching` knows which domains are verified; without it, all may send.
         """
         self.draining = False
         """Refuse new connections and new mails; what is in reception is still taken."""
@@ -92,6 +94,7 @@ class Intake:
         self._log = structlog.get_logger("relayd.intake")
         self._logged: dict[str, Millis] = {}
         self._return_paths = return_paths
+        self._vouching = vouching or AnyDomain()
         self._compile(config)
 
     def apply(self, config: Config, return_paths: ReturnPaths | None = None) -> None:
@@ -179,6 +182,9 @@ class Intake:
                 envelope.smtputf8,
                 None if account is None else account.patterns,
                 account is not None and self._rates.exhausted(account.credential.username),
+                account is not None
+                and bool(account.credential.accounts)
+                and not self._vouching.may_use(envelope.sender, account.credential.accounts),
             ),
             inbound=listener.role is Role.INBOUND,
         )
@@ -221,6 +227,7 @@ class Intake:
                     self._limits_of(listener).message_size,
                     facts.received_count,
                     self._limits.received_headers,
+                    self._unvouched(listener, facts.from_domain),
                 )
             )
             if refused is None and session.credential is not None:
@@ -295,6 +302,12 @@ class Intake:
         if error is not None:
             raise error
         return kept.message.id
+
+    def _unvouched(self, listener: Listener, from_domain: str) -> str | None:
+        # what comes back to us is from anybody
+        if listener.role is Role.INBOUND or not self._vouching.unvouched(from_domain):
+            return None
+        return from_domain
 
     # --- steps ------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ class Refusal(StrEnum):
     SIZE = "size"
     SENDER_SYNTAX = "sender-syntax"
     SENDER_DENIED = "sender-denied"
+    UNVERIFIED = "unverified-domain"
     RATE = "rate"
     RECIPIENTS = "recipients"
     RECIPIENT_SYNTAX = "recipient-syntax"

@@ -1,0 +1,137 @@
+"""What a worker knows of all domains: who may send, which keys sign, which addresses accounts have, where links lead.
+
+Kept current by looking at state.db once a second; commands and other workers write there. Checking is duty.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from relayd.config.models import Config
+from relayd.core.address import domain_of
+from relayd.domains.changes import nearest
+from relayd.domains.keys import KeyLockedError, PrivateKey, Vault, opened
+from relayd.domains.tracking import host_for
+from relayd.spool.domains import DomainKey, DomainState, DomainStore, Everything, KeyState
+
+_ALARMS = {"domain.degraded", "domain.stopped", "tracking.expired", "tracking.degraded"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key whose record was seen in DNS: it may sign."""
+
+    domain: str
+    selector: str
+    private: PrivateKey
+
+
+class DomainBook:
+    """The domains as one worker knows them. Implements intake's Vouching."""
+
+    def __init__(self, store: DomainStore, config: Config, *, changed: Callable[[DomainBook], None]) -> None:
+        """`changed` is called on the loop after every change, the first reading included."""
+        self.everything = Everything(generation=-1)
+        self.keys: tuple[StoredKey, ...] = ()
+        """Those that sign now."""
+        self._store = store
+        self._changed = changed
+        self._vault: Vault | None = None
+        self._opened: dict[tuple[str, str, bytes], PrivateKey] = {}
+        self._states: dict[str, DomainState] = {}
+        self._accounts: dict[str, str] = {}
+        self._required = False
+        self._default_host = ""
+        self._config = config
+        self._log = structlog.get_logger("relayd.domains")
+
+    async def start(self, secret: bytes) -> None:
+        """Read for the first time. Raises StateError."""
+        self._vault = Vault(secret)
+        await self.poll()
+
+    def apply(self, config: Config) -> None:
+        """Take over a changed configuration."""
+        self._config = config
+        self._index()
+
+    async def poll(self) -> None:
+        """Read again where something has changed, and log what happened. Raises StateError."""
+        if await self._store.generation() == self.everything.generation:
+            return
+        everything = await self._store.everything()
+        self.keys = await asyncio.to_thread(self._open, everything)
+        self.everything = everything
+        self._index()
+        self._changed(self)
+        for event in await self._store.untold():
+            tell = self._log.warning if event.kind in _ALARMS else self._log.info
+            tell(event.kind, domain=event.domain, **{f"about_{k}": v for k, v in event.detail.items()})
+
+    def _index(self) -> None:
+        everything, config = self.everything, self._config
+        self._states = {domain.name: domain.state for domain in everything.domains}
+        self._accounts = {account.id: account.address.lower() for account in everything.accounts}
+        wanted = config.require_verified_domain
+        self._required = bool(self._states) if wanted is None else wanted
+        self._default_host = config.tracking.host or ""
+
+    def _open(self, everything: Everything) -> tuple[StoredKey, ...]:
+        states = {domain.name: domain.state for domain in everything.domains}
+        found = []
+        cache: dict[tuple[str, str, bytes], PrivateKey] = {}
+        for key in everything.keys:
+            if not signs(key, states.get(key.domain)):
+                continue
+            name = (key.domain, key.selector, key.private)
+            try:
+                cache[name] = self._opened.get(name) or opened(key, self._required_vault())
+            except KeyLockedError as error:
+                self._log.error("key cannot be used", domain=key.domain, selector=key.selector, error=str(error))
+                continue
+            found.append(StoredKey(key.domain, key.selector, cache[name]))
+        self._opened = cache
+        return tuple(found)
+
+    def _required_vault(self) -> Vault:
+        if self._vault is None:
+            raise KeyLockedError("the secret is not known yet")
+        return self._vault
+
+    # -- what others ask
+
+    def unvouched(self, from_domain: str) -> bool:
+        """Mail From this domain (A-labels, lower case; "" for none) is to be refused."""
+        if not self._required:
+            return False
+        state = self._states.get(from_domain)
+        if state is None:
+            state = self._states.get(nearest(from_domain, self._states.get))
+        return state is None or not state.vouched
+
+    def may_use(self, sender: str, accounts: Sequence[str]) -> bool:
+        """This envelope sender is the address of one of the accounts."""
+        if not sender:
+            return False
+        local = sender.rpartition("@")[0].lower()
+        wanted = f"{local}@{domain_of(sender)}"
+        return any(self._accounts.get(account) == wanted for account in accounts)
+
+    def tracking_host(self, from_domain: str) -> str:
+        """The host for links in mail From this domain; "" where none is configured."""
+        return host_for(from_domain, self.everything.tracking, self._default_host)
+
+    def states(self) -> Mapping[str, str]:
+        """Domain → state."""
+        return {name: state.value for name, state in self._states.items()}
+
+
+def signs(key: DomainKey, state: DomainState | None) -> bool:
+    """This key signs: it is in use, and its record has been seen."""
+    return (
+        key.state is KeyState.ACTIVE and key.seen_at is not None and state is not None and state != DomainState.STOPPED
+    )
