@@ -10,14 +10,20 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+import structlog
+
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
 from relayd.delivery.gate import Gate
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.store import Delivery, Store, StoreError
 
-_FEED_RETRY = 5.0
+FEED_RETRY = 5.0
 """Seconds until the store is asked again after it failed to answer."""
+LOOK = 60.0
+"""Seconds after which a lane looks at the store whatever it was told: a clock put forward makes mail due early."""
+_SOON = 0.02
+_NEVER: Millis = 1 << 62
 
 
 class Lane:
@@ -38,8 +44,7 @@ class Lane:
     ) -> None:
         self.name = name
         self.gate = Gate()
-        self.window = window
-        self._stored_most = max(window // 2, 1)
+        self.resize(window)
         self._store = store
         self._memory = memory
         self._clock = clock
@@ -52,8 +57,17 @@ class Lane:
         self._flying: set[MessageId] = set()
         self._wake = asyncio.Event()
         self._next_due: Millis = 0
-        """When the store has something for us that is not in the window; 0 at start: look."""
+        """When the store has something for us that is not in the window; 0: look now."""
+        self._looked = 0.0
+        """When the store was last asked, in loop time."""
+        self._emptied = 0
+        """Counts `clear`: what was read before it says nothing any more."""
+        self._changed: set[MessageId] | None = None
+        """Claimed while the store was being asked, so that its answer about them may be stale; None while it is not."""
+        self._again: set[MessageId] = set()
+        """In the window, but another recipient of theirs came due meanwhile and was passed over."""
         self._feeder: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("relayd.delivery")
         self.blocked = 0
         """Settlements that could not be written: nothing more is taken until they are."""
 
@@ -68,6 +82,11 @@ class Lane:
             await asyncio.gather(self._feeder, return_exceptions=True)
             self._feeder = None
         self.clear()
+
+    def resize(self, window: int) -> None:
+        """So many messages at most from now on, stored and fresh ones; one half is kept for those from the store."""
+        self.window = window
+        self._stored_most = max(window // 2, 1)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -98,10 +117,12 @@ class Lane:
         self._fresh.append(delivery)
         self._ready(self)
 
-    def due_at(self, when: Millis) -> None:
-        """The store has something for this lane at that moment: look then."""
-        if when < self._next_due or not self._next_due:
-            self._next_due = max(when, 1)
+    def due_at(self, when: Millis, message: MessageId | None = None) -> None:
+        """The store has something for this lane at that moment, maybe of this message: look then."""
+        if message is not None and self._held.get(message) is not None:
+            self._again.add(message)
+        if when < self._next_due:
+            self._next_due = when
             self._wake.set()
 
     def take(self) -> Delivery | None:
@@ -129,8 +150,9 @@ class Lane:
         if delivery is None:
             return
         self._let_go(delivery)
-        if len(delivery.recipients) > 1 or delivery.recipients[0].attempts:
+        if delivery.content is None or len(delivery.recipients) > 1 or message in self._again:
             # another recipient of the same message may have come due meanwhile, and was passed over
+            self._again.discard(message)
             self.due_at(self._clock())
 
     def clear(self) -> None:
@@ -140,13 +162,19 @@ class Lane:
                 self._let_go(delivery)
             queue.clear()
         self._held = {i: d for i, d in self._held.items() if i in self._flying or d is None}
-        self.due_at(self._clock())
+        self._again &= self._flying
+        self._emptied += 1
+        self._next_due = 0
+        self._wake.set()
 
     def claim(self, message: MessageId) -> bool:
         """Keep a message out of the window while it is changed; False while a carrier has it in hand."""
         if message in self._flying:
             return False
         self._held[message] = None
+        self._again.discard(message)
+        if self._changed is not None:
+            self._changed.add(message)
         return True
 
     def unclaim(self, message: MessageId) -> None:
@@ -167,41 +195,63 @@ class Lane:
         """Keep the stored half of the window filled while the store has mail that is due."""
         while True:
             self._wake.clear()
-            now = self._clock()
-            wait: float | None = None
-            room = self._stored_most - len(self._stored)
-            if self._next_due <= now and room > self._stored_most // 2:
-                wait = await self._fill(now, room)
-            elif self._next_due > now:
-                wait = (self._next_due - now) / 1000
-            if wait != 0:
-                await _wait(self._wake, wait)
+            try:
+                wait = await self._look()
+            except StoreError as error:
+                self._log.error("the queue cannot be read", upstream=self.name, error=str(error))
+                wait = FEED_RETRY
+            except Exception:  # noqa: BLE001 - nobody else would ever look at this lane again
+                self._log.exception("the queue cannot be read", upstream=self.name)
+                wait = FEED_RETRY
+            await _wait(self._wake, min(wait, LOOK))
 
-    async def _fill(self, now: Millis, room: int) -> float | None:
-        """Read from the store; how many seconds to wait before looking again (None: until woken)."""
-        never = 1 << 62
-        self._next_due = never
+    async def _look(self) -> float:
+        """Read from the store if it is time to; how many seconds to wait before the next look, if nobody wakes us."""
+        room = self._stored_most - len(self._stored)
+        if room <= self._stored_most // 2:
+            return LOOK  # take() wakes us
+        now, at = self._clock(), asyncio.get_running_loop().time()
+        if self._next_due > now and at - self._looked < LOOK - 1:
+            return (self._next_due - now) / 1000
+        self._looked = at
+        self._next_due = _NEVER
+        self._changed = set()
         try:
-            due = await self._store.due(self.name, now, room, self._held)
-        except StoreError:
-            self._next_due = now
-            return _FEED_RETRY
-        for delivery in due.deliveries:
-            if delivery.message.id in self._held:
-                continue
-            self._held[delivery.message.id] = delivery
-            self._stored.append(delivery)
+            return await self._fill(now, room, self._changed)
+        except BaseException:
+            self._next_due = 0
+            raise
+        finally:
+            self._changed = None
+
+    async def _fill(self, now: Millis, room: int, changed: set[MessageId]) -> float:
+        emptied = self._emptied
+        due = await self._store.due(self.name, now, room, self._held)
+        if emptied != self._emptied:
+            return 0.0
         if due.next_due is not None:
             self._next_due = min(self._next_due, due.next_due)
-        if due.deliveries:
+        taken = 0
+        for delivery in due.deliveries:
+            number = delivery.message.id
+            if number in changed:
+                self._next_due = 0
+            elif number not in self._held:
+                self._held[number] = delivery
+                self._stored.append(delivery)
+                taken += 1
+        for _ in range(taken):
             self._ready(self)
-        if self._next_due == never:
-            return None
-        # what is due already but did not fit waits for room (take() wakes us)
-        return max(self._next_due - now, 0) / 1000 if self._next_due > now else None
+        if self._next_due > now:
+            return (self._next_due - now) / 1000
+        # what is due already but did not fit waits for room: take() wakes us, as long as there is something to take
+        return LOOK if taken else _SOON
 
 
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

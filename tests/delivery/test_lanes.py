@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from relayd.config.models import Spool
+from relayd.core.ids import MessageId
+from relayd.core.lifecycle import State
 from relayd.core.mail import Envelope, Message, Origin, Recipient
+from relayd.delivery import lanes
 from relayd.delivery.lanes import Lane
+from relayd.delivery.settle import move
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.sqlite import SqliteStore
-from relayd.spool.store import Delivery, Waiting
+from relayd.spool.store import Delivery, Due, Store, StoreError, Waiting
+from tests.support.dispatching import until
+from tests.support.mail import make_message, make_settlement, make_waiting
 
 NOW = 1_800_000_000_000
 
@@ -174,4 +181,175 @@ async def test_a_paused_or_blocked_lane_hands_out_nothing(store: SqliteStore) ->
     assert lane.take() is None
     lane.blocked = 0
     assert lane.take() is not None
+    await lane.stop()
+
+
+class SlowStore:
+    """The real store, whose answers to `due` tests hold back, change, or replace by a failure."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.asked = 0
+        self.answered = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.faults: list[Exception | Due] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def due(self, lane: str, now: int, limit: int, skip: Container[MessageId]) -> Due:
+        self.asked += 1
+        if self.faults:
+            fault = self.faults.pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            return fault
+        due = await self._store.due(lane, now, limit, skip)
+        self.answered.set()
+        await self.may_answer.wait()
+        return due
+
+
+def slow_lane(store: SlowStore, bell: Bell, *, window: int = 100) -> Lane:
+    return Lane("acme", cast("Store", store), MemoryBudget(1 << 20), lambda: NOW, window=window, ready=bell)
+
+
+async def test_a_lane_that_is_emptied_amid_a_backlog_reads_it_again(store: SqliteStore) -> None:
+    await accept(store, 20)
+    bell = Bell()
+    lane = lane_over(store, bell, window=4)
+    lane.start()
+    await bell.wait()
+    lane.clear()
+    await bell.wait()
+    assert lane.take() is not None
+    await lane.stop()
+
+
+async def test_carriers_are_called_for_each_message_that_is_read(store: SqliteStore) -> None:
+    await accept(store, 5)
+    calls: list[Lane] = []
+    done = asyncio.Event()
+
+    def ready(lane: Lane) -> None:
+        calls.append(lane)
+        if len(calls) == 5:
+            done.set()
+
+    lane = Lane("acme", store, MemoryBudget(1 << 20), lambda: NOW, window=100, ready=ready)
+    lane.start()
+    await asyncio.wait_for(done.wait(), 10)
+    await lane.stop()
+
+
+@pytest.mark.parametrize("fault", [StoreError("busy"), ValueError("a row that nobody understands")])
+async def test_a_lane_looks_again_whatever_its_store_ran_into(
+    store: SqliteStore, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "FEED_RETRY", 0.01)
+    await accept(store, 1)
+    bell = Bell()
+    slow = SlowStore(store)
+    slow.faults = [fault]
+    lane = slow_lane(slow, bell)
+    lane.start()
+    await bell.wait()
+    assert lane.take() is not None
+    await lane.stop()
+
+
+async def test_a_lane_asks_again_where_the_store_has_more_but_gave_nothing(store: SqliteStore) -> None:
+    await accept(store, 1)
+    bell = Bell()
+    slow = SlowStore(store)
+    slow.faults = [Due([], NOW)]
+    lane = slow_lane(slow, bell)
+    lane.start()
+    await bell.wait()
+    assert lane.take() is not None
+    await lane.stop()
+
+
+@pytest.mark.parametrize("how", ["claim", "clear"])
+async def test_what_changes_while_the_store_is_asked_is_not_taken_as_it_was(store: SqliteStore, how: str) -> None:
+    [delivery] = await accept(store, 1)
+    bell = Bell()
+    slow = SlowStore(store)
+    slow.may_answer.clear()
+    lane = slow_lane(slow, bell)
+    lane.start()
+    await asyncio.wait_for(slow.answered.wait(), 10)
+    if how == "claim":
+        assert lane.claim(delivery.message.id)
+    await store.relane(lambda *_: "elsewhere", ())
+    if how == "claim":
+        lane.unclaim(delivery.message.id)
+    else:
+        lane.clear()
+    asked = slow.asked
+    slow.may_answer.set()
+    await until(lambda: slow.asked > asked and not len(lane))
+    assert lane.take() is None
+    await lane.stop()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_recipient_that_came_due_while_another_was_in_hand_is_looked_for(
+    store: SqliteStore, fresh: bool
+) -> None:
+    message = make_message(store.mint(), accepted_at=NOW)
+    now, later = make_waiting(0, due=NOW), make_waiting(1, due=NOW + 10_000, lane="other")
+    await store.accept(message, [now, later], b"A: b\r\n\r\nhi\r\n")
+    bell = Bell()
+    slow = SlowStore(store)
+    lane = slow_lane(slow, bell)
+    if fresh:
+        lane.push(Delivery(message, (now,), b"A: b\r\n\r\nhi\r\n"))
+    lane.start()
+    await bell.wait()
+    taken = lane.take()
+    assert taken is not None
+    assert [w.n for w in taken.recipients] == [0]
+    # the routes bring the other recipient here, while the first one is being sent
+    await store.settle(move(message, [later], "acme", NOW))
+    asked = slow.asked
+    lane.due_at(NOW, message.id)
+    await until(lambda: slow.asked > asked)
+    await store.settle(make_settlement(message, [now], State.DELIVERED, at=NOW))
+    bell.event.clear()
+    lane.done(message.id)
+    await bell.wait()
+    again = lane.take()
+    assert again is not None
+    assert [w.n for w in again.recipients] == [1]
+    await lane.stop()
+
+
+async def test_a_clock_that_is_put_forward_makes_mail_due_that_nobody_told_of(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "LOOK", 0.02)
+    await accept(store, 1, due=NOW + 3_600_000)
+    now = NOW
+    bell = Bell()
+    lane = Lane("acme", store, MemoryBudget(1 << 20), lambda: now, window=100, ready=bell)
+    lane.start()
+    await until(lambda: bool(lane._looked))
+    now += 3_600_000
+    await bell.wait()
+    assert lane.take() is not None
+    await lane.stop()
+
+
+async def test_another_window_holds_from_a_reload_on(store: SqliteStore) -> None:
+    await accept(store, 40)
+    bell = Bell()
+    lane = lane_over(store, bell, window=4)
+    lane.start()
+    await bell.wait()
+    lane.resize(40)
+    lane.clear()
+    await bell.wait()
+    assert len(lane) == 20
     await lane.stop()
