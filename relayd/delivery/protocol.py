@@ -72,11 +72,11 @@ class ReplyProtocol(SMTPProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         FlowControlMixin.connection_lost(self, exc)
+        self.transport = None
         self._fail(SMTPServerDisconnected("the upstream closed the connection"))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.transport = None
         if not self._lost.done():
             self._lost.set_result(None)
 
@@ -94,7 +94,9 @@ class ReplyProtocol(SMTPProtocol):
         """Close in good order, within `timeout` seconds."""
         self.ended = True
         if self.transport is not None:
-            self.transport.close()
+            # closed twice, the TLS transport of Python 3.11.2 (Debian 12) breaks when it is aborted
+            if not self.transport.is_closing():
+                self.transport.close()
             await asyncio.wait([self._lost], timeout=timeout)
             self.abort()
 

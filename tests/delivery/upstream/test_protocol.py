@@ -128,6 +128,35 @@ async def test_replies_that_drip_in_do_not_put_off_the_end_for_ever() -> None:
     protocol.connection_lost(None)
 
 
+class Fragile(Wire):
+    """As asyncio's TLS transport is in Python 3.11.2: closed twice, it breaks when it is aborted after that."""
+
+    broken = False
+
+    def close(self) -> None:
+        self.broken = self.closed
+        self.closed = True
+
+    def abort(self) -> None:
+        assert not self.broken
+        super().abort()
+
+
+@pytest.mark.parametrize("hung_up", [True, False])
+async def test_a_connection_is_closed_once_whoever_ends_it(hung_up: bool) -> None:
+    loop = asyncio.get_running_loop()
+    protocol, transport = ReplyProtocol(loop, greeting=False), Fragile()
+    protocol.connection_made(transport)
+    if hung_up:
+        protocol.eof_received()
+    closing = asyncio.ensure_future(protocol.finish(60.0))
+    await asyncio.sleep(0)
+    protocol.connection_lost(None)
+    await closing
+    assert transport.closed
+    assert not transport.broken
+
+
 async def test_421_ends_the_wait_for_more() -> None:
     got, protocol = await replies_to(3, [b"250 a\r\n421 bye\r\n"])
     assert [code for code, _ in got] == [250, 421]
