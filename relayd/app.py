@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import structlog
 from relayd.config.models import Config
 from relayd.config.models import Listener as ListenerConfig
 from relayd.config.secret import resolve_secret
-from relayd.control import ControlError, ControlServer, Handler, worker_socket
-from relayd.core.lifecycle import Act
-from relayd.core.mail import Message, Recipient
+from relayd.control import ControlError, ControlServer, Handler, ask_worker, worker_socket
+from relayd.core.feedback import Applied, Fact, FactError
+from relayd.core.lifecycle import Act, OnUncertain
+from relayd.core.mail import INBOUND, Message, Recipient
+from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
-from relayd.delivery.dispatch import Dispatcher
+from relayd.delivery.dispatch import Dispatcher, Plan, UpstreamPlan
 from relayd.delivery.dkim import stored_key
 from relayd.delivery.notices import Reporter
 from relayd.delivery.plan import build_plan
@@ -31,6 +34,8 @@ from relayd.domains.duty import DomainDuty
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
 from relayd.inbound.apply import FactApplier
+from relayd.inbound.archive import Verb
+from relayd.inbound.desk import InboundDesk
 from relayd.intake.auth import PasswordVerifier
 from relayd.intake.blocks import BlockBook
 from relayd.intake.disk import DiskWatch
@@ -45,7 +50,7 @@ from relayd.sockets import Sockets
 from relayd.spool.domains import DomainStore
 from relayd.spool.filter import QueueFilter
 from relayd.spool.sqlite import SqliteStore
-from relayd.spool.state import StateDB
+from relayd.spool.state import StateDB, StateError
 from relayd.spool.store import StoreError
 from relayd.web.server import Health, WebServer
 
@@ -55,6 +60,8 @@ _GAUGES = 10.0
 _RETAIN = 600.0
 _DOMAINS = 1.0
 """Seconds until a change of domains by a command or another worker is seen here."""
+_INBOUND_AT_ONCE = 4
+"""Mails that came back and are read at the same time, in one worker."""
 _DRAIN_SHARE = 0.5
 """Part of `shutdown` that clients get to finish the mail they are sending; delivery gets what is left."""
 
@@ -76,7 +83,8 @@ class App:
         self._started_at = now_ms()
         self._serving = False
         data_dir = config.data_dir
-        self._plan = build_plan(config, now_ms)
+        self._secret = resolve_secret(config)
+        paths = self._return_paths(config)
         self._tls = server_context(config.tls, data_dir)
         self._metrics = Metrics(slots, data_dir / "run" / "metrics", slot)
         self._maillog = MailLog(config.log.mail, dropped=self._metrics.maillog_dropped)
@@ -101,9 +109,24 @@ class App:
             on_kept=self._kept,
             observer=self._metrics.intake,
             clock=now_ms,
+            return_paths=paths,
             vouching=self._book,
         )
         self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
+        self._inbound = InboundDesk(
+            config,
+            paths,
+            self._store,
+            self._state,
+            write=self._write_fact,
+            keep=self._intake.submit_fetched,
+            remote=self._ask_worker,
+            observer=self._metrics.inbound,
+            clock=now_ms,
+            slot=slot,
+            slots=slots,
+        )
+        self._plan = self._with_inbound(build_plan(config, now_ms, paths), config)
         self._reporter = Reporter(
             self._store,
             self._intake,
@@ -160,6 +183,7 @@ class App:
         self._web = WebServer(self._sockets.web, self._metrics.page, self._health)
         await self._web.start()
         await self._control.start()
+        await self._inbound.start()
         self._duty(_SWEEP, "sweep", self._sweep)
         self._duty(_GAUGES, "gauges", self._gauge)
         self._duty(_RETAIN, "retention", self._retain)
@@ -172,11 +196,13 @@ class App:
 
         `sockets` holds those that stay, as the same objects, and new ones; what it lacks is closed here.
         """
-        plan = build_plan(config, now_ms)
+        paths = self._return_paths(config)
+        plan = self._with_inbound(build_plan(config, now_ms, paths), config)
         context = server_context(config.tls, config.data_dir)
         old, self._config = self._config, config
         self._plan, self._tls = plan, context
-        self._intake.apply(config)
+        self._intake.apply(config, paths)
+        await self._inbound.apply(config, paths)
         self._counter.connections = self._share(config)
         self._counter.connections_per_ip = config.limits.connections_per_ip
         self._store.apply(config.spool)
@@ -210,7 +236,9 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._inbound.stop_fetching()
         await self._dispatcher.stop(deadline)
+        await self._inbound.close()
         await self._reporter.stop()
         await self._control.close()
         if self._web is not None:
@@ -228,7 +256,7 @@ class App:
     async def _listen(self, listener: ListenerConfig, config: Config) -> None:
         server = ListenerServer(
             listener,
-            config.limits,
+            config.limits_of(listener),
             self._intake,
             self._tls,
             self._metrics.listeners,
@@ -244,7 +272,7 @@ class App:
         wanted = {listener.name: listener for listener in config.listeners}
         for name, server in list(self._listeners.items()):
             if name in wanted and sockets.smtp.get(name) == self._sockets.smtp.get(name):
-                server.apply(wanted[name], config.limits, self._tls, config.hostname)
+                server.apply(wanted[name], config.limits_of(wanted[name]), self._tls, config.hostname)
                 continue
             del self._listeners[name]
             server.stop_accepting()
@@ -269,6 +297,34 @@ class App:
     def _rewrites(self, lane: str) -> bool:
         upstream = self._plan.upstreams.get(lane)
         return upstream is not None and upstream.return_path is not None
+
+    def _return_paths(self, config: Config) -> ReturnPaths | None:
+        bounces = config.bounces
+        if bounces.domain is None:
+            return None
+        return ReturnPaths(bounces.domain, self._secret, round(bounces.verify_for * 1000))
+
+    def _with_inbound(self, plan: Plan, config: Config) -> Plan:
+        """The lane of what comes back is there whatever the configuration says: some may wait from before."""
+        lane = UpstreamPlan(
+            name=INBOUND,
+            connector=self._inbound.connector,
+            connections=_INBOUND_AT_ONCE * self._slots,
+            recipients=config.limits.recipients,
+            on_uncertain=OnUncertain.RETRY,
+            identity=INBOUND,
+            sign=False,
+        )
+        return replace(plan, upstreams={**plan.upstreams, INBOUND: lane})
+
+    async def _write_fact(self, fact: Fact) -> Applied:
+        return await self._facts.apply(fact)
+
+    async def _ask_worker(self, slot: int, verb: str, args: dict[str, Any]) -> Any:
+        try:
+            return await ask_worker(self._config.data_dir, slot, verb, args)
+        except ControlError as error:
+            raise FactError(str(error)) from error
 
     def _kept(self, delivery: Any) -> None:
         self._dispatcher.push(delivery)
@@ -325,6 +381,7 @@ class App:
     def _verbs(self) -> dict[str, Handler]:
         acts = {act.value: act for act in Act if act is not Act.EXPIRE}
         verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
+        verbs |= {name: _for_workers(verb) for name, verb in self._inbound.verbs().items()}
         return verbs | {"ping": self._ping, "worker.status": self._worker_status}
 
     def _act(self, deed: Act) -> Handler:
@@ -359,3 +416,17 @@ class App:
             "disk_free": self._disk.free_octets,
             "upstreams": self._dispatcher.standing(),
         }
+
+
+def _for_workers(verb: Verb) -> Handler:
+    """A question that another worker may ask: what is in the way goes back in words."""
+
+    async def handle(args: dict[str, Any]) -> Any:
+        try:
+            return await verb(args)
+        except (FactError, StoreError, StateError) as error:
+            raise ControlError(str(error)) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ControlError(f"not a question between workers: {error}") from error
+
+    return handle

@@ -310,6 +310,31 @@ def _ask_one(path: Path, slot: int | None, verb: str, args: Mapping[str, Any] | 
     return Answer(slot, result=answer.get("result"))
 
 
+async def ask_worker(data_dir: Path, slot: int, verb: str, args: Mapping[str, Any], timeout: float = 60.0) -> Any:
+    """What one worker answers, without blocking the loop: how workers speak to each other.
+
+    Raises ControlError where it refuses, fails, is not there or is silent for `timeout` seconds.
+    """
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            with _address(worker_socket(data_dir, slot)) as address:
+                reader, writer = await asyncio.open_unix_connection(address, limit=ANSWER_LIMIT)
+            writer.write(orjson.dumps({"verb": verb, "args": dict(args)}) + b"\n")
+            line = await reader.readline()
+        answer = orjson.loads(line)
+    except TimeoutError:
+        raise ControlError(f"worker {slot} gave no answer within {timeout:g} s") from None
+    except (OSError, ValueError) as error:  # ValueError: no answer, or none that can be read
+        raise ControlError(f"worker {slot} cannot be asked: {type(error).__name__}") from error
+    finally:
+        if writer is not None:
+            writer.close()
+    if "error" in answer:
+        raise ControlError(f"worker {slot}: {answer['error']}")
+    return answer.get("result")
+
+
 def _connect(path: Path, timeout: float) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

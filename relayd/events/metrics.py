@@ -29,7 +29,7 @@ _BATCH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class Metrics:
     """One process's metrics: a reader of the store's events, and the observers of the parts that do the work.
 
-    `intake`, `listeners` and `delivery` are what those parts take as their observer.
+    `intake`, `listeners`, `delivery` and `inbound` are what those parts take as their observer.
     """
 
     def __init__(self, slots: int = 1, directory: Path | None = None, slot: int = 0) -> None:
@@ -50,6 +50,7 @@ class Metrics:
         self.intake = IntakeMetrics(refused, self._tally("relayd_auth_total", "Logins tried.", "listener", "result"))
         self.listeners = self._listener_metrics(refused)
         self.delivery = self._delivery_metrics()
+        self.inbound = self._inbound_metrics()
         self._spool_metrics()
         self._machine_metrics(slots)
 
@@ -112,6 +113,17 @@ class Metrics:
             self._gauge("relayd_upstream_paused", "1 while trouble pauses it.", "upstream", mode="livemax"),
             self._tally("relayd_upstream_connect_failed_total", failed, "upstream", "class"),
             self._tally("relayd_reports_total", "Reports to senders.", "kind"),
+        )
+
+    def _inbound_metrics(self) -> InboundMetrics:
+        tally = self._tally
+        return InboundMetrics(
+            tally("relayd_inbound_total", "Mails that came back and were read.", "kind"),
+            tally("relayd_inbound_facts_total", "What they said about recipients of ours.", "kind", "result"),
+            tally("relayd_inbound_unmatched_total", "Reports that name no mail of ours.", "kind"),
+            tally("relayd_inbound_filed_total", "Mails filed for people to read."),
+            fetched=tally("relayd_mailbox_fetched_total", "Mails fetched from mailboxes.", "mailbox"),
+            failed=tally("relayd_mailbox_failures_total", "Attempts to read a mailbox that failed.", "mailbox"),
         )
 
     def _spool_metrics(self) -> None:
@@ -290,6 +302,44 @@ class ListenerMetrics:
         if gauge is None:
             gauge = self._open[listener] = self._gauge.labels(listener)
         return gauge
+
+
+class InboundMetrics:
+    """An inbound observer (relayd/inbound/observer.py)."""
+
+    def __init__(
+        self, mails: Tally, facts: Tally, unmatched: Tally, filed: Tally, *, fetched: Tally, failed: Tally
+    ) -> None:
+        self._mails = mails
+        self._facts = facts
+        self._unmatched = unmatched
+        self._filed = filed
+        self._fetched = fetched
+        self._failed = failed
+
+    def read(self, kind: str) -> None:
+        """A mail that came back was read to its end."""
+        self._mails.add(kind)
+
+    def fact(self, kind: str, applied: str) -> None:
+        """A fact about one of our recipients was handed over."""
+        self._facts.add(kind, applied)
+
+    def unmatched(self, kind: str) -> None:
+        """A report names no mail that we have."""
+        self._unmatched.add(kind)
+
+    def filed(self) -> None:
+        """A mail was filed for people to read."""
+        self._filed.add()
+
+    def fetched(self, mailbox: str) -> None:
+        """A mail was fetched from a mailbox and kept."""
+        self._fetched.add(mailbox)
+
+    def mailbox_failed(self, mailbox: str) -> None:
+        """A mailbox could not be read."""
+        self._failed.add(mailbox)
 
 
 class DeliveryMetrics:

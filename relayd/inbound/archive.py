@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from relayd.core.feedback import Applied, Fact, FactError
 from relayd.core.ids import MessageId, slot_of
-from relayd.core.mail import Message
 from relayd.core.units import Millis
+from relayd.spool.state import StateError
 from relayd.spool.store import History, NoSuchMessageError, StoreError
 
 PAUSE = 4.0
@@ -21,6 +21,8 @@ MOST_FOUND = 50
 """Messages with one Message-ID that are looked at."""
 
 Verb = Callable[[dict[str, Any]], Awaitable[Any]]
+Write = Callable[[Fact], Awaitable[Applied]]
+"""Writes a fact down in the segments of this worker (apply.py). Raises FactError where that cannot be done now."""
 Remote = Callable[[int, str, dict[str, Any]], Awaitable[Any]]
 """Asks the worker of a slot: verb and arguments. Raises FactError when it does not answer."""
 
@@ -35,20 +37,13 @@ class Spool(Protocol):
         """Raises StoreError."""
 
 
-class Applier(Protocol):
-    """Writes facts down, in the segments of this worker."""
-
-    async def apply(self, fact: Fact) -> Applied:
-        """Raises FactError where it cannot be written now."""
-
-
 class Archive:
     """All workers' mail, seen from one of them. Every method raises FactError where an answer cannot be had now."""
 
-    def __init__(self, slot: int, slots: int, store: Spool, applier: Applier, remote: Remote) -> None:
+    def __init__(self, slot: int, slots: int, store: Spool, write: Write, remote: Remote) -> None:
         self._slot, self._slots = slot, slots
         self._store = store
-        self._applier = applier
+        self._write = write
         self._remote = remote
         self._locks = [asyncio.Lock() for _ in range(slots)]
         self._search: asyncio.Task[None] | None = None
@@ -61,14 +56,16 @@ class Archive:
         return {"inbound.fact": self._fact, "inbound.recipients": self._recipients, "inbound.find": self._find}
 
     async def _fact(self, args: dict[str, Any]) -> str:
-        return (await self._applier.apply(Fact.from_dict(args))).value
+        return (await self._write(Fact.from_dict(args))).value
 
     async def _recipients(self, args: dict[str, Any]) -> list[str] | None:
         try:
             history = await self._store.history(int(args["message"]))
         except NoSuchMessageError:
             return None
-        return None if _ours_alone(history.message) else [waiting.recipient.address for waiting in history.recipients]
+        if history.message.origin.inbound:
+            return None  # it never went out
+        return [waiting.recipient.address for waiting in history.recipients]
 
     async def _find(self, args: dict[str, Any]) -> dict[str, list[MessageId]]:
         found = await self._store.by_message_id([str(text) for text in args["ids"]], int(args["since"]))
@@ -138,7 +135,7 @@ class Archive:
             # one question at a time: a control socket has few seats
             async with self._locks[slot]:
                 return await self._remote(slot, verb, args)
-        except StoreError as error:
+        except (StoreError, StateError) as error:
             raise FactError(str(error)) from error
 
 
@@ -146,8 +143,3 @@ def _fail(future: asyncio.Future[list[MessageId]], error: FactError) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # whoever asked may be gone
-
-
-def _ours_alone(message: Message) -> bool:
-    """It never went out: mail that came back to us."""
-    return message.origin.inbound

@@ -41,6 +41,8 @@ class Match:
     message: MessageId
     n: int
     verdict: Verdict
+    signed: bool = False
+    """It came by, or carries, a return path of ours: the mail had left with it."""
 
 
 class Matcher:
@@ -86,7 +88,7 @@ class Matcher:
             if token.n < len(addresses):
                 named = [verdict for verdict in verdicts if _same(verdict.recipient, addresses[token.n])]
                 verdicts = named or verdicts
-        return Match(token.message, token.n, _worst(verdicts))
+        return Match(token.message, token.n, _worst(verdicts), signed=True)
 
     # -- not signed
 

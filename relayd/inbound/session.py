@@ -18,7 +18,8 @@ from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.mail import INBOUND
 from relayd.core.reply import Reply
 from relayd.core.session import Outgoing, Sent
-from relayd.inbound.archive import Applier
+from relayd.core.units import Millis
+from relayd.inbound.archive import Archive
 from relayd.inbound.filing import Filing, FilingError
 from relayd.inbound.match import Match, Matcher
 from relayd.inbound.observer import InboundObserver
@@ -41,13 +42,13 @@ class InboundConnector:
         self,
         examine: Callable[[bytes], Findings],
         matcher: Matcher,
-        applier: Applier,
+        archive: Archive,
         filing: Filing,
         observer: InboundObserver,
     ) -> None:
         self.examine = examine
         self.matcher = matcher
-        self.applier = applier
+        self.archive = archive
         self.filing = filing
         self.observer = observer
 
@@ -101,7 +102,7 @@ class InboundSession:
         matches = await connector.matcher.match(mail, findings)
         done = []
         for fact in _facts(mail, matches):
-            done.append((fact.kind, await connector.applier.apply(fact)))
+            done.append((fact.kind, await connector.archive.apply(fact)))
         known = any(applied is not Applied.UNKNOWN for _, applied in done)
         if not known:
             await connector.filing.file(mail)
@@ -117,10 +118,10 @@ class InboundSession:
 
 def _facts(mail: Outgoing, matches: list[Match]) -> list[Fact]:
     source, at = digest(mail.content), time_of(parse_id(mail.id))
-    return [_fact(mail.id, source, at, match, match.verdict) for match in matches]
+    return [_fact(match, match.verdict, source=source, at=at, inbound=mail.id) for match in matches]
 
 
-def _fact(inbound: str, source: str, at: int, match: Match, verdict: Verdict) -> Fact:
+def _fact(match: Match, verdict: Verdict, *, source: str, at: Millis, inbound: str) -> Fact:
     return Fact(
         message=match.message,
         n=match.n,
@@ -136,6 +137,7 @@ def _fact(inbound: str, source: str, at: int, match: Match, verdict: Verdict) ->
         remote_mta=verdict.remote_mta,
         recipient=verdict.recipient,
         inbound=inbound,
+        rewritten=match.signed,
     )
 
 

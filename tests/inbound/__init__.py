@@ -1,0 +1,3 @@
+"""What comes back: taken in, matched, handed on, filed."""
+
+from __future__ import annotations
