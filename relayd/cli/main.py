@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from relayd.cli import audit, bounce, config, daemon, message, queue, route, sandbox, upstream
+from relayd.cli import audit, block, bounce, config, daemon, message, queue, route, sandbox, upstream, why
 from relayd.cli.common import FAILED, FAULT, CommandError, JSONOption, Settings
 from relayd.cli.out import clean, clean_lines, print_json, say, warn
 
@@ -140,6 +140,8 @@ app.add_typer(route.app, name="route")
 app.add_typer(upstream.app, name="upstream")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(bounce.app, name="bounce")
+app.add_typer(block.app, name="block")
+why.register(app)
 audit.register(app)
 
 

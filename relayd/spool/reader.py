@@ -123,6 +123,26 @@ class SpoolReader:
                 if db is not None:
                     yield from reads.events(db, since, until)
 
+    def about(self, addresses: Sequence[str], since: Millis) -> Iterator[tuple[History, int]]:
+        """Mail to one of these addresses accepted since then: its history and the recipient's n, newest first."""
+        slots = [self._about_in_slot(slot, addresses, since) for slot in files.slots_on_disk(self._directory)]
+        for _, history, n in heapq.merge(*slots, key=lambda found: found[0], reverse=True):
+            yield history, n
+
+    def _about_in_slot(
+        self, slot: int, addresses: Sequence[str], since: Millis
+    ) -> Iterator[tuple[MessageId, History, int]]:
+        ended: Millis | None = None
+        for path in reversed(files.segments_in(files.slot_directory(self._directory, slot))):
+            if ended is not None and ended <= since:
+                return
+            ended = files.start_of(path)
+            with _reading(path) as db:
+                if db is None:
+                    continue
+                for message, n in reads.addressed(db, addresses, reads.first_id(since)):
+                    yield message, reads.history(db, message), n
+
     def stats(self) -> SpoolStats:
         """Figures about what waits and what is kept."""
         counts: dict[tuple[str, State], tuple[int, MessageId]] = {}

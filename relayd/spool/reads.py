@@ -286,6 +286,19 @@ def events(db: sqlite3.Connection, since: Millis, until: Millis) -> Iterator[Eve
         yield codec.event_of(row[:5], row[5], row[6], accepted)
 
 
+def addressed(db: sqlite3.Connection, addresses: Sequence[str], since: MessageId) -> list[tuple[MessageId, int]]:
+    """Recipients with one of these addresses, in any case of letters, of messages from `since` on; newest first.
+
+    A scan of the segment's recipients, some 0.4 s for a million: an index would cost each of them 20 µs when accepted.
+    """
+    marks = ", ".join("?" * len(addresses))
+    return db.execute(
+        f"SELECT message, n FROM recipient WHERE address COLLATE NOCASE IN ({marks}) AND message >= ?"  # noqa: S608
+        " ORDER BY message DESC, n",
+        (*addresses, since),
+    ).fetchall()
+
+
 def figures(db: sqlite3.Connection) -> tuple[list[tuple[str, int, int, MessageId]], int, int]:
     """Unfinished recipients as (lane, state code, count, oldest message); messages kept; messages owing a report."""
     counts = db.execute(
