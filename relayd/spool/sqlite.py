@@ -54,6 +54,7 @@ class SqliteStore:
     """
 
     def __init__(self, directory: Path, slot: int, slots: int, settings: Spool, clock: Callable[[], Millis]) -> None:
+        self._clock = clock
         self._shelf = Shelf(directory, slot, slots, settings, clock, owner=self)
         self._fresh: set[MessageId] = set()
         """Accepted, but those who wait for the commit have not heard of it yet."""
@@ -303,7 +304,10 @@ class SqliteStore:
         return [LaneDepth(lane, depth[lane], time_of(oldest[lane])) for lane in sorted(depth)]
 
     async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
-        """Look at the routes again for every recipient that is not final; how many changed lanes."""
+        """Look at the routes again for every recipient that is not final; how many changed lanes.
+
+        They are due there at once, save for those that wait for an operator.
+        """
         changed = 0
         for segment in self._shelf.waiting():
             after: MessageId = -1
@@ -320,7 +324,7 @@ class SqliteStore:
                     if (lane := choose(delivery.message, waiting.recipient)) != waiting.lane
                 ]
                 if moves:
-                    changed += await segment.work(writes.relane, moves)
+                    changed += await segment.work(writes.relane, moves, self._clock())
         return changed
 
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:

@@ -189,7 +189,10 @@ class Store(Protocol):
         """Every lane that has waiting recipients (held and parked ones not counted)."""
 
     async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
-        """Look at the routes again for every recipient that is not final; how many changed lanes (after a reload)."""
+        """Look at the routes again for every recipient that is not final; how many changed lanes (after a reload).
+
+        They are due there at once, save for those that wait for an operator.
+        """
 
     async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
         """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""

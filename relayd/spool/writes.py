@@ -340,11 +340,15 @@ class _Transaction:
                 self._db.execute("ROLLBACK")
 
 
-def relane(db: sqlite3.Connection, moves: Sequence[tuple[str, MessageId, int]]) -> int:
-    """Move recipients (lane, message, n) that are not final to another lane; how many."""
+def relane(db: sqlite3.Connection, moves: Sequence[tuple[str, MessageId, int]], now: Millis) -> int:
+    """Move recipients (lane, message, n) that are not final to another lane; how many.
+
+    What waited for its next turn at the old upstream is due at the new one at once.
+    """
     with _Transaction(db):
         return db.executemany(
-            "UPDATE recipient SET lane = ? WHERE message = ? AND n = ? AND state < 10", moves
+            "UPDATE recipient SET lane = ?2, due = MIN(due, ?1) WHERE message = ?3 AND n = ?4 AND state < 10",
+            [(now, *move) for move in moves],
         ).rowcount
 
 

@@ -169,7 +169,7 @@ class Daemon:
         """Serve until told to stop; the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_signal)
+            loop.add_signal_handler(number, self._stop_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._hang_ups.set)
         self._notifier.starting(_START_PATIENCE, "starting")
         tasks: list[asyncio.Task[None]] = []
@@ -213,8 +213,9 @@ class Daemon:
         self._log.info("stopped")
         self._notifier.close()
 
-    def _stop_signal(self) -> None:
-        if self._stopping.is_set():
+    def _stop_signal(self, number: signal.Signals) -> None:
+        # Only a second Ctrl-C is impatience. SIGTERM comes twice from whoever sends it to a process and to its group.
+        if self._stopping.is_set() and number is signal.SIGINT:
             self._log.warning("stopped_at_once")
             self._staff.kill()
         self._stopping.set()

@@ -122,7 +122,9 @@ class SpoolMachine(RuleBasedStateMachine):
                 )
                 waits.append(self.store.settle(Settlement(number, (change,))))
                 if not recipients[place].state.final:
-                    recipients[place] = change.after
+                    # what is owed stays owed until it is made
+                    owed = change.after.notice or recipients[place].notice
+                    recipients[place] = replace(change.after, notice=owed)
                     self.facts[number].append((place, change.event.kind))
             await asyncio.gather(*waits)
 
@@ -183,7 +185,8 @@ class SpoolMachine(RuleBasedStateMachine):
         for number, recipients in self.recipients.items():
             for place, waiting in enumerate(recipients):
                 if not waiting.state.final and number not in skip and waiting.lane != new:
-                    recipients[place] = replace(waiting, lane=new)
+                    due = None if waiting.due is None else min(waiting.due, self.clock.now)
+                    recipients[place] = replace(waiting, lane=new, due=due)
                     expected += 1
         assert moved == expected
 

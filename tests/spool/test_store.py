@@ -353,6 +353,20 @@ async def test_relane_moves_all_that_is_not_final(store: SqliteStore) -> None:
     assert await store.relane(lambda message, recipient: "b", in_hand) == 0
 
 
+async def test_what_is_relaned_is_due_at_once_unless_an_operator_is_waited_for(
+    store: SqliteStore, clock: Clock
+) -> None:
+    mail = await keep(store, [make_waiting(0), make_waiting(1, state=State.HELD), make_waiting(2)])
+    later = make_settlement(mail.message, mail.recipients[:1], State.DEFERRED, due=NOW + 3_600_000)
+    parked = make_settlement(mail.message, mail.recipients[2:], State.UNCERTAIN, due=None)
+    await store.settle(later)
+    await store.settle(parked)
+    clock.advance(60)
+    assert await store.relane(lambda message, recipient: "b", ()) == 3
+    history = await store.history(mail.message.id)
+    assert [waiting.due for waiting in history.recipients] == [NOW + 60_000, None, None]
+
+
 async def test_owed_reports_are_found_until_they_are_made(store: SqliteStore) -> None:
     mail = await keep(store, [make_waiting(0), make_waiting(1)])
     quiet = await keep(store)
