@@ -11,7 +11,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from relayd.cli import audit, block, bounce, config, daemon, message, queue, route, sandbox, upstream, why
+from relayd.cli import (
+    audit,
+    block,
+    bounce,
+    config,
+    daemon,
+    domain,
+    message,
+    queue,
+    route,
+    sandbox,
+    sender,
+    tracking_domain,
+    upstream,
+    why,
+)
 from relayd.cli.common import FAILED, FAULT, CommandError, JSONOption, Settings
 from relayd.cli.out import clean, clean_lines, print_json, say, warn
 
@@ -139,6 +154,9 @@ app.add_typer(message.app, name="message")
 app.add_typer(route.app, name="route")
 app.add_typer(upstream.app, name="upstream")
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(domain.app, name="domain")
+app.add_typer(tracking_domain.app, name="tracking-domain")
+app.add_typer(sender.app, name="sender")
 app.add_typer(bounce.app, name="bounce")
 app.add_typer(block.app, name="block")
 why.register(app)

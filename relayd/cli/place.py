@@ -54,21 +54,22 @@ def routes_of(path: Path) -> list[Route]:
 
 
 def without_secrets(path: Path) -> Config:
-    """A Config of data_dir, retry, bounces and spool alone, whether or not the file's secrets are to be had here.
+    """A Config of data_dir, hostname, retry, bounces, spool, domains and tracking alone, secrets or not.
 
     Raises ConfigError with every fault of the file where one of those is faulty.
     """
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel, TypeAdapter, ValidationError
 
     from relayd.config.document import read_document
     from relayd.config.load import load
-    from relayd.config.models import Bounces, Config, Retry, Spool
-    from relayd.config.types import FromFile
+    from relayd.config.models import Bounces, Config, Domains, Retry, Spool, Tracking
+    from relayd.config.types import Domain, FromFile
 
     document = read_document(path, environment())
     root = document.root.plain() if document.root is not None else None
     sections: dict[str, type[BaseModel]] = {"retry": Retry, "bounces": Bounces, "spool": Spool}
-    wanted = {"data_dir", *sections}
+    sections |= {"domains": Domains, "tracking": Tracking}
+    wanted = {"data_dir", "hostname", *sections}
     if not isinstance(root, dict) or any(loc and loc[0] in wanted for loc in document.faulty):
         return load(path, environment())  # which tells all that is wrong
     data_dir = root.get("data_dir") or Config.model_fields["data_dir"].default
@@ -77,6 +78,8 @@ def without_secrets(path: Path) -> Config:
         values: dict[str, Any] = {
             name: section.model_validate(root.get(name) or {}, context=context) for name, section in sections.items()
         }
+        if "hostname" in root:
+            values["hostname"] = TypeAdapter(Domain).validate_python(root["hostname"])
     except ValidationError:
         return load(path, environment())
     if not isinstance(data_dir, str | Path):

@@ -7,6 +7,7 @@ import re
 from relayd.core.address import AddressError, parse, to_ascii
 from relayd.core.units import Millis
 from relayd.domains.changes import DomainError, nearest, shown
+from relayd.domains.records import Answer, Status
 from relayd.spool.domains import Everything, SenderAccount
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -48,3 +49,13 @@ def make(name: str, address: str, everything: Everything, now: Millis) -> Sender
             + (f"verified are {verified}" if verified else "none is verified yet (relayd domain add)")
         )
     return SenderAccount(name, f"{found.local}@{domain}", now)
+
+
+def reply_trouble(account: SenderAccount, mx: Answer) -> str:
+    """Why replies to the account will not arrive, from the MX answer of its domain; "" where they may."""
+    domain = shown(account.address.rpartition("@")[2])
+    if mx.status in {Status.NODATA, Status.NXDOMAIN}:
+        return f"{domain} has no MX record: replies to {account.address} will not arrive"
+    if mx.status is Status.FOUND and [text.partition(" ")[2] for text in mx.records] == ["."]:
+        return f"{domain} has a null MX: it refuses all mail, replies to {account.address} will not arrive"
+    return ""

@@ -6,17 +6,19 @@ Used by the daemon's duty and by the commands alike. Who checks when is duty.py'
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relayd.config.models import Config, SMTPUpstream
 from relayd.core.units import Millis
 from relayd.domains import lifecycle, tracking, verify
-from relayd.domains.expected import Ours
+from relayd.domains.expected import Ours, of_domain
 from relayd.domains.providers import PROVIDERS, provider_of
-from relayd.domains.records import Finding, Verdict
+from relayd.domains.records import Finding, Purpose, Verdict
+from relayd.domains.report import from_facts, standing
 from relayd.domains.resolve import Lookup
 from relayd.spool.domains import (
+    DomainKey,
     DomainStore,
     Editor,
     SenderDomain,
@@ -39,11 +41,14 @@ def policy_of(config: Config) -> lifecycle.Policy:
 def ours_of(config: Config, domain: SenderDomain) -> Ours:
     """Our side of a domain's records."""
     section = config.domains
-    upstream = config.upstreams.get(domain.upstream)
-    provider = domain.upstream if domain.upstream in PROVIDERS else ""
-    if isinstance(upstream, SMTPUpstream):
-        provider = provider_of(upstream.host) or provider
-    return Ours(section.mail_host or config.hostname, section.zone or "", tuple(section.spf), provider)
+    return Ours(section.mail_host or config.hostname, section.zone or "", tuple(section.spf), domain.provider)
+
+
+def provider_for(config: Config, upstream: str) -> str:
+    """The provider behind the name of an upstream (or its own name); "" where none is known."""
+    configured = config.upstreams.get(upstream)
+    found = provider_of(configured.host) if isinstance(configured, SMTPUpstream) else ""
+    return found or (upstream if upstream in PROVIDERS else "")
 
 
 def lookup_of(config: Config) -> Lookup:
@@ -161,3 +166,10 @@ def verified(findings: list[Finding]) -> bool:
     """Every record that counts is there."""
     needed = [finding for finding in findings if finding.expected.required and finding.expected.checked]
     return bool(needed) and all(finding.verdict is Verdict.VERIFIED for finding in needed)
+
+
+def standing_of(config: Config, domain: SenderDomain, keys: Sequence[DomainKey]) -> list[Finding]:
+    """A domain's records with what the last check said of them, without asking DNS."""
+    last = from_facts(domain.report)
+    there = [text for f in last if f.expected.purpose is Purpose.SPF for text in f.found]
+    return standing(of_domain(domain, keys, ours_of(config, domain), there), last)

@@ -60,6 +60,8 @@ class SenderDomain:
     name: str
     state: DomainState = DomainState.PENDING
     upstream: str = ""
+    provider: str = ""
+    """The preset of the upstream, where there is one (relayd/domains/providers.py)."""
     return_path: str = ""
     """Domain of the custom return path; "" for none."""
     delegate: bool = False

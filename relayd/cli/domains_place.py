@@ -1,0 +1,83 @@
+"""What the commands about domains share: state.db opened as its owner, and the words for what cannot be done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from relayd.cli.common import FAULT, CommandError, config_path, read_config
+from relayd.cli.offline import become_owner
+from relayd.cli.place import without_secrets
+from relayd.config.models import Config
+from relayd.config.secret import resolve_secret
+from relayd.core.units import Millis
+from relayd.domains.changes import DomainError
+from relayd.domains.keys import Vault
+from relayd.domains.service import Checker, GoneError
+from relayd.spool.domains import DomainStore
+from relayd.spool.state import StateDB, StateError
+
+T = TypeVar("T")
+
+
+def now_ms() -> Millis:
+    """The clock of the commands."""
+    return time.time_ns() // 1_000_000
+
+
+class Site:
+    """A configuration and its domains, for the length of one command."""
+
+    def __init__(self, config: Config, store: DomainStore, vault: Vault | None) -> None:
+        self.config = config
+        self.store = store
+        self._vault = vault
+
+    @property
+    def vault(self) -> Vault:
+        """Opens and locks keys; only for commands that asked for the secret."""
+        if self._vault is None:
+            raise CommandError("the secret is needed for this")
+        return self._vault
+
+    @property
+    def checker(self) -> Checker:
+        """Looks at DNS and writes what it means."""
+        return Checker(self.store, self.config, now_ms)
+
+
+def run(context: typer.Context, given: Path | None, work: Callable[[Site], Awaitable[T]], *, secret: bool = False) -> T:
+    """Do `work` on state.db, beside a running daemon or without one. `secret`: keys are made or opened.
+
+    Raises CommandError, ConfigError.
+    """
+    path = config_path(context, given)
+    config = read_config(context, given) if secret else without_secrets(path)
+    data_dir = config.data_dir
+    if not data_dir.is_dir():
+        # the daemon would make it the same way, as the same user where we are not root
+        data_dir.mkdir(mode=0o700, parents=True)
+    become_owner(data_dir)
+    vault = Vault(resolve_secret(config)) if secret else None
+    return asyncio.run(_run(config, data_dir / "state.db", vault, work))
+
+
+async def _run(config: Config, path: Path, vault: Vault | None, work: Callable[[Site], Awaitable[T]]) -> T:
+    state = StateDB(path)
+    try:
+        await state.open()
+        try:
+            return await work(Site(config, DomainStore(state), vault))
+        finally:
+            await state.close()
+    except DomainError as error:
+        raise CommandError(str(error), code=FAULT) from None
+    except StateError as error:
+        raise CommandError(str(error)) from None
+    except GoneError as error:
+        raise CommandError(f"{error} was removed meanwhile") from None
