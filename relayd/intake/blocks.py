@@ -97,6 +97,7 @@ class BlockBook:
         self._failures: deque[_Failure] = deque()
         self._stopped: dict[int, tuple[int, Millis]] = {}
         self._wake = asyncio.Event()
+        self._judging = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._silent = False
         self.dropped = 0
@@ -215,23 +216,25 @@ class BlockBook:
 
     async def _judge_some(self) -> bool:
         """Turn some failures into strikes and blocks; False where state.db fails, and they wait."""
-        some = [self._failures[place] for place in range(min(BATCH, len(self._failures)))]
-        cases = [case for failure in some for case in [await self._case(failure)] if case is not None]
-        made: list[NewBlock] = []
-        if cases:
+        async with self._judging:
+            some = [self._failures[place] for place in range(min(BATCH, len(self._failures)))]
             try:
-                made = await self._state.write(lambda db: _record(db, cases))
+                cases = [case for failure in some for case in [await self._case(failure)] if case is not None]
+                made, refused = await self._state.write(lambda db: _record(db, cases)) if cases else ([], 0)
                 await self.refresh()
             except StateError as error:
                 self._complain(error)
                 return False
-            except TooManyBlocksError as error:
-                self._log.error("address not blocked", error=str(error))
-        for _ in some:
-            self._failures.popleft()
+            except Exception:  # noqa: BLE001 - one failure that cannot be judged must not end the judging of others
+                self._log.exception("failures not judged", count=len(some))
+                made, refused = [], 0
+            for _ in some:
+                self._failures.popleft()
         self._silent = False
         for block in made:
             self._log.info("address blocked", **{"class": block.cls}, scope=block.scope, reason=block.reason)
+        if refused:
+            self._log.error("addresses not blocked: the list is full", count=refused, most=blocklist.MOST)
         return True
 
     async def _case(self, failure: _Failure) -> tuple[Strike, Rule, NewBlock] | None:
@@ -322,17 +325,21 @@ class BlockBook:
         self._silent = True
 
 
-def _record(db: sqlite3.Connection, cases: Sequence[tuple[Strike, Rule, NewBlock]]) -> list[NewBlock]:
-    """Count the strikes; the blocks that they have become."""
+def _record(db: sqlite3.Connection, cases: Sequence[tuple[Strike, Rule, NewBlock]]) -> tuple[list[NewBlock], int]:
+    """Count the strikes; the blocks that they have become, and how many found no room."""
     made = []
+    refused = 0
     for strike, rule, block in cases:
         if rule.after > 1:
             if blocklist.strike(db, strike, strike.at - rule.within) < rule.after:
                 continue
             blocklist.forget_strikes(db, strike)
-        if blocklist.add(db, [block], keep_longer=True):
-            made.append(block)
-    return made
+        try:
+            if blocklist.add(db, [block], keep_longer=True):
+                made.append(block)
+        except TooManyBlocksError:
+            refused += 1
+    return made, refused
 
 
 def _named(event: Event) -> bool:

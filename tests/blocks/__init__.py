@@ -1,0 +1,1 @@
+"""Blocks: how they come about, what they stop, and who is told."""
