@@ -26,13 +26,8 @@ def index() -> Index:
     return Index([row.text for row in ROWS])
 
 
-def find(
-    code: int, enhanced: str, text: str, stage: Stage | None, *, host: str = "", bounce: bool = False
-) -> Row | None:
-    """The rule that decides. For a bounce, code may be 0, enhanced "" and stage None where they are not told.
-
-    `host` is the name of the host that spoke, where that is known.
-    """
+def find(code: int, enhanced: str, text: str, stage: Stage | None, *, bounce: bool = False) -> Row | None:
+    """The rule that decides. For a bounce, code may be 0, enhanced "" and stage None where they are not told."""
     number, words = str(code) if code else "", plain(text)
     phrases = index()
     candidates = phrases.candidates(words)
@@ -43,7 +38,6 @@ def find(
             and (row.stages is None or stage in row.stages)
             and (row.codes is None or row.codes.fullmatch(number))
             and (row.enhanced is None or row.enhanced.fullmatch(enhanced))
-            and (not row.hosts or host.endswith(row.hosts))
             and (not row.text or phrases.fits(candidates[place], words))
         ):
             return row

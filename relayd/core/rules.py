@@ -29,8 +29,6 @@ class Row:
     """Phrases, one of which must be there."""
     stages: frozenset[Stage | None] | None = None
     """None in the set: the report does not tell the stage."""
-    hosts: tuple[str, ...] = ()
-    """Ends of the name of the host that spoke."""
     bounce: bool | None = None
     """True: only for reports of what became of a mail; False: only for replies to an attempt."""
 
@@ -42,7 +40,6 @@ def _row(
     codes: str = "",
     enhanced: str = "",
     stages: str = "",
-    hosts: str = "",
     bounce: bool | None = None,
 ) -> Row:
     return Row(
@@ -52,7 +49,6 @@ def _row(
         re.compile(enhanced.replace(".", r"\.").replace("#", r"\d+")) if enhanced else None,
         phrases,
         frozenset(None if stage == "untold" else Stage(stage) for stage in stages.split()) if stages else None,
-        tuple(hosts.split()),
         bounce,
     )
 
@@ -65,7 +61,7 @@ _NO_USER = (
     "user|account|mailbox|recipient|address|addressee|destinataire * invalid|invalide|inconnu|unrecognized|nonexistent",
     "user|account|mailbox|recipient|address * no longer exist-|valid|works",
     "unknown|invalid|nonexistent|existent|undeliverable|inexistent|unrecognized * user|account|mailbox|recipient|recipients|address|addressee|alias|person|login|destination",
-    "unknown local part|localpart",
+    "unknown local part|localpart", "badrcptto",
     "no such * user|account|mailbox|recipient|address|addressee|person|alias|local|member|name",
     "no user|account|mailbox|recipient|person|address|one * here|found|name|such",
     "no mailbox|account|user here|by|with|called|named",
@@ -133,6 +129,17 @@ ROWS: tuple[Row, ...] = (
     _row("words-of-orange-listed", C.REPUTATION_BLOCKED, "ofr-|lpn- 102|103|107"),
     _row("words-of-orange-busy", C.TOO_MANY_CONNECTIONS, "ofr-|lpn- 104|109"),
     _row("words-of-orange-policy", C.POLICY, "ofr-|lpn- 630|631"),
+    _row("words-of-facebook-user", C.USER_UNKNOWN, "rcp p1"),
+    _row("words-of-facebook-filter", C.FILTERED, "rcp p2|p3|p4"),
+    _row("words-of-facebook-ptr", C.REVERSE_DNS_MISSING, "pol p2"),
+    _row("words-of-facebook-policy", C.POLICY, "pol p1|p3|p4|p5|p6|p7"),
+    _row("words-of-outlook-listed", C.REPUTATION_BLOCKED, "sc|dy|ou 001|002|003|004"),
+    _row("words-of-outlook-rate", C.RATE_LIMITED, "rp 001|002|003"),
+    _row("words-of-docomo-size", C.MESSAGE_TOO_BIG, "too much mail data"),
+    _row("words-of-au-limited", C.MAILBOX_DISABLED, "account is temporarily? limited", "users? s? account is disabled|limited"),
+    _row("words-of-gmail-relay", C.REPUTATION_BLOCKED, "smtp relay at your service provider", "not authorized to send email directly"),
+    _row("words-of-opensmtpd", C.NO_SUCH_DOMAIN_MAIL, "seem|seems to reject all mails", "indicated no smtp service"),
+    _row("relaying-first", C.RELAYING_DENIED, "relaying denied", "relay access denied"),
     _row("words-of-directories", C.USER_UNKNOWN, "not listed in * directory|names|book",
          "recipient name is not recognized", "delivery error dd this user", "address could not be found check|or",
          "not found in * directory"),
@@ -143,7 +150,7 @@ ROWS: tuple[Row, ...] = (
     _row("words-of-gmail-connect", C.EXPIRED, "did not accept our requests to connect", bounce=True),
     _row("words-of-au", C.FILTERED, "recipients was rejected by a remote mail server", bounce=True),
     _row("loop", C.NETWORK_ERROR, "too many hops|received", "hop count", "mail loop|loops|looping", "routing loop",
-         "loops back", "loop detected", "forwarding loop", "maximum hop-", "hops exceeded", "possible loop"),
+         "loops back", "loop detected", "forwarding loop", "already has my delivered to", "maximum hop-", "hops exceeded", "possible loop"),
     _row("virus", C.VIRUS, "virus|viruses|malware|infected|trojan", "worm detected|found", "ウイルス", "ウィルス"),
     _row("greylist", C.GREYLISTED, "greylist-", "graylist-", "grey|gray list-", "try again in * minutes|seconds"),
     _row(
@@ -208,7 +215,7 @@ ROWS: tuple[Row, ...] = (
         "could not resolve|find * your|client ip|host-|address",
         "unverifyable|unverifiable sending|ip|ips|host", "mismatches client ip", "mismatch * client|sending ip",
         "fix|has|have no? reverse", "invalid|no|missing|without dns ptr|record|entry|resource", "forward confirmed",
-        "domain name mismatches", "hostname|host|ip * does not match|resolve|reverse", "fcrdns",
+        "domain name mismatches", "hostname|host|ip * does not match|resolve|reverse", "fcrdns", "ip|address|host|hostname must resolve",
         "does not have a|valid * rdns|dns|hostname|name|ptr",
         "client ip * unknown|unresolv-", "ip name lookup|possibly",
     ),
@@ -272,7 +279,7 @@ ROWS: tuple[Row, ...] = (
         "sender-address", C.SENDER_REJECTED,
         "sender|sender's|senders|originator|mailfrom address|domain|email|is|was|has? rejected|denied|blocked|refused|verif-|invalid|not|unknown|unacceptable|disallowed|banned|forbidden|prohibited|does",
         "sender rejected|denied|blocked|refused|invalid|unknown|not|does|verify|verification",
-        "not owned by user",
+        "not owned by user", "badmailfrom",
         "invalid|bad|unknown|illegal|unverified|unroutable sender|mailfrom|return|originator|envelope|reverse",
         "address|domain|identity is? not? verified", "domain of sender", "sender domain",
         "from address|header is? not|invalid|does",
@@ -385,7 +392,7 @@ ROWS: tuple[Row, ...] = (
     _row("name-server", C.NETWORK_ERROR,
          "name server|service * failure|malformed|unexpected|timed|timeout|again|loop|temporar-",
          "host? name lookup failure", "dns|mx|domain|lookup * temporar-|soft|servfail|timeout|malformed|loop",
-         "servfail", "dns query|lookup failed",
+         "servfail", "dns query|lookup failed", "lowest numbered mx",
          "mx * loops|loop|myself|localhost",
          "all mail? hosts|mx|mxs|servers|exchangers|relays * down|unreachable|failed|fallback|unresponsive|reached|failing",
          enhanced="|[45].[034].#", bounce=True),
@@ -419,7 +426,7 @@ ROWS: tuple[Row, ...] = (
     _row(
         "sender", C.SENDER_REJECTED,
         "sender|sender's|senders|from|originator|mailfrom * rejected|denied|blocked|refused|verif-|invalid|not|unknown|unacceptable|disallowed|banned|forbidden|prohibited|unauthorized|incorrect|mismatch|does",
-        "not owned by user",
+        "not owned by user", "badmailfrom",
         "invalid|bad|unknown|illegal|unverified|unroutable sender|from|mailfrom|return|originator|envelope|reverse",
         "address|domain|identity is? not? verified", "domain of sender",
         "sender domain|address|verify|verification|callout|callback", "from address|header|domain is? not|invalid|does",
@@ -543,7 +550,7 @@ ROWS: tuple[Row, ...] = (
         "try again|later|back again|later", "please retry|try", "requested action|mail aborted|not",
         "out of * resources|memory",
         "cannot|unable|could * create|write|open|append|allocate|process|fork * file|mail|message|request",
-        "loop alert", "duplicated message", "system|service|server * not|error|problem", "maintenance", "エラーが発生", "障害",
+        "transport unavailable|error", "loop alert", "duplicated message", "system|service|server * not|error|problem", "maintenance", "エラーが発生", "障害",
         enhanced="|[45].[0-57].#",
     ),
     _row("system-status", C.SYSTEM_ERROR, enhanced="[45].(3.#|2.0)"),
@@ -559,7 +566,7 @@ ROWS: tuple[Row, ...] = (
     _row("code-system-full", C.SYSTEM_FULL, codes="452"),
     _row("code-protocol", C.PROTOCOL_ERROR, codes="50[0-4]|555"),
     _row("code-temporary", C.SYSTEM_ERROR, codes="4..", bounce=False),
-    _row("code-user", C.USER_UNKNOWN, codes="550", stages="rcpt"),
+    _row("code-user", C.USER_UNKNOWN, codes="550", stages="rcpt", bounce=False),
     _row("code-syntax", C.ADDRESS_SYNTAX, codes="553", stages="rcpt"),
     _row("code-content", C.CONTENT_REJECTED, codes="550|554", stages="dot"),
     _row("code-policy", C.POLICY, codes="550|554", stages="connect ehlo"),

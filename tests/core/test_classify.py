@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from relayd.core.bounce.letter import codes
 from relayd.core.classes import ReplyClass
-from relayd.core.classify import classify, dropped, find, outcome_of, timeout
+from relayd.core.classify import classify, dropped, find, index, outcome_of, timeout
 from relayd.core.lifecycle import OutcomeKind, Stage
 from relayd.core.reply import Reply, parse_reply
 from relayd.core.rules import ROWS, Row
@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "listed-status": ("rcpt", "550 5.7.606 Access denied"),
     "recipient-filter": ("rcpt", "550 5.2.0 You have been blocked by the recipient"),
     "sender-status": ("mail", "501 5.1.7 No"),
-    "relaying": ("rcpt", "554 5.7.1 <a@b.example>: Relay access denied"),
+    "relaying": ("rcpt", "550 5.7.1 Unable to relay"),
     "null-mx": ("rcpt", "556 5.1.10 Domain does not accept mail (nullMX)"),
     "null-mx-status": ("rcpt", "556 5.1.10 Rejected"),
     "spam": ("dot", "550 5.7.1 Bulk mail is not taken here"),
@@ -136,6 +136,23 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "address-rejected": ("rcpt", "550 <a@auone.example>: Recipient address rejected."),
     "user-of-a-report": ("bounce dot", "5.1.9 No"),
     "protocol-status-late": ("bounce untold", "554 5.5.9 No"),
+    "words-of-facebook-user": ("rcpt", "550 5.1.1 RCP-P1 http://postmaster.facebook.example/response_codes"),
+    "words-of-facebook-filter": ("rcpt", "550 5.1.1 RCP-P2 Refused due to recipient preferences"),
+    "words-of-facebook-ptr": ("connect", "554 5.1.8 POL-P2 http://postmaster.facebook.example/"),
+    "words-of-facebook-policy": ("connect", "554 5.7.1 POL-P3 http://postmaster.facebook.example/"),
+    "words-of-outlook-listed": (
+        "mail",
+        "550 SC-001 (COL004-MC4F5) Unfortunately, messages from 192.0.2.1 were not sent.",
+    ),
+    "words-of-outlook-rate": ("mail", "421 RP-001 (COL004-MC4F5) Unfortunately, some messages were not sent."),
+    "words-of-docomo-size": ("dot", "552 Too much mail data"),
+    "words-of-au-limited": ("bounce untold", "The user(s) account is temporarily limited."),
+    "words-of-gmail-relay": (
+        "dot",
+        "550 5.7.1 The IP you are using to send mail is not authorized to send email directly to our servers.",
+    ),
+    "words-of-opensmtpd": ("bounce untold", "Destination seem to reject all mails"),
+    "relaying-first": ("rcpt", "550 5.7.1 <a@b.example>... Relaying denied. IP name lookup failed [192.0.2.1]"),
 }
 
 
@@ -194,6 +211,64 @@ WORDS_OF_PROVIDERS = [
     ("454 Throttling failure: Maximum sending rate exceeded.", "rate-limited"),
     ("551 not our customer", "user-moved"),
 ]  # fmt: skip
+
+
+WORDS_IN_BOUNCES = [
+    ("rcpt", "550 5.1.1 <a@b.example>... User Unknown", "user-unknown"),
+    ("dot", "550 : User unknown", "filtered"),
+    ("untold", "550 No such user here", "filtered"),
+    ("untold", "sorry, no mailbox here by that name. (#5.1.1)", "user-unknown"),
+    ("untold", "Sorry, I couldn't find any host named c.example. (#5.1.2)", "host-unknown"),
+    ("untold", "CNAME lookup failed temporarily. (#4.4.3) I'm not going to try again", "network-error"),
+    ("untold", "this message is looping: it already has my Delivered-To line. (#5.4.6)", "network-error"),
+    ("untold", "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)", "relaying-denied"),
+    ("untold", "sorry, your envelope sender is in my badmailfrom list (#5.7.1)", "sender-rejected"),
+    ("untold", "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1) I'm not going to try again; "
+     "this message has been in the queue too long.", "expired"),
+    ("untold", "Unrouteable address", "host-unknown"),
+    ("untold", "all relevant MX records point to non-existent hosts", "host-unknown"),
+    ("untold", "an MX or SRV record indicated no SMTP service", "no-such-domain-mail"),
+    ("untold", "retry time not reached for any host after a long failure period", "expired"),
+    ("untold", "mailbox is full (MTA-imposed quota exceeded while writing to file /var/mail/a)", "mailbox-full"),
+    ("untold", "local delivery failed: child process of address_pipe transport returned 127", "mailer-error"),
+    ("untold", "mail for b.example loops back to myself", "network-error"),
+    ("untold", 'unknown user: "a" (5.1.1)', "user-unknown"),
+    ("untold", "Command died with status 255: \"/usr/bin/procmail\"", "mailer-error"),
+    ("untold", "TLS is required, but was not offered by host mx.b.example[192.0.2.1]", "tls-failed"),
+    ("untold", "connect to mx.b.example[192.0.2.1]:25: Connection timed out", "expired"),
+    ("untold", "connect to mx.b.example[192.0.2.1]:25: Connection refused", "network-error"),
+    ("untold", "message size 21000 exceeds size limit 10000 of server mx.b.example", "message-too-big"),
+    ("rcpt", "552 5.2.2 The email account that you tried to reach is over quota.", "mailbox-full"),
+    ("rcpt", "552 Requested mail action aborted: exceeded storage allocation", "mailbox-full"),
+    ("rcpt", "550 5.2.1 The email account that you tried to reach is inactive.", "mailbox-disabled"),
+    ("dot", "554 delivery error: dd This account has been disabled or discontinued [#102]", "mailbox-disabled"),
+    ("rcpt", "550 Verification failed for <a@c.example> No Such User Here Sender verify failed", "sender-rejected"),
+    ("rcpt", "550 5.1.6 recipient no longer on server: a@b.example", "user-moved"),
+    ("dot", "552 5.3.4 Message size exceeds fixed limit", "message-too-big"),
+    ("dot", "554 5.7.1 The message was rejected because it contains a virus", "virus"),
+    ("dot", "550 5.7.26 This mail is unauthenticated: SPF and DKIM did not pass", "authentication-failed"),
+    ("connect", "554 Your access to this mail system has been rejected due to poor reputation", "reputation-blocked"),
+    ("connect", "554 mx1.b.example 192.0.2.1 all mail servers must have a PTR record", "reverse-dns-missing"),
+    ("rcpt", "450 4.2.0 <a@b.example>: Recipient address rejected: Greylisted", "greylisted"),
+    ("connect", "421 Too many concurrent SMTP connections", "too-many-connections"),
+    ("dot", "452 4.3.1 Insufficient system storage", "system-full"),
+    ("dot", "451 4.3.0 Error: queue file write error", "system-error"),
+    ("untold", "User Hanako (hanako@b.example) not listed in Domino Directory", "user-unknown"),
+    ("untold", "This message has been held for moderation", "on-hold"),
+    ("rcpt", "550 Go away", "unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "text", "expected"), WORDS_IN_BOUNCES)
+def test_words_in_bounces(where: str, text: str, expected: str) -> None:
+    numbers = codes(text)
+    stage = None if where == "untold" else Stage(where)
+    row = find(numbers.reply or 0, numbers.status, text, stage, bounce=True)
+    assert (row.cls.value if row else "unknown") == expected, row
+
+
+def test_every_phrase_is_a_pattern_and_shares_a_word_with_what_it_fits() -> None:
+    assert sum(1 for _ in index().patterns()) > 300
 
 
 @pytest.mark.parametrize(("text", "expected"), WORDS_OF_PROVIDERS)

@@ -24,7 +24,7 @@ from relayd.core.rules import Row
 _REPORT_TYPES = ("message/delivery-status", "message/global-delivery-status")
 _ACTIONS = {action.value: action for action in Action if action.value}
 _ADDRESSES = re.compile(ADDRESS)
-_TAG = re.compile(r"<(?:(style|script)\b[^>]{0,2000}>.{0,20000}?</\1|[^<>]{0,4000})>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<[^<>]{0,4000}>")
 _BREAK = re.compile(r"<(?:br|/p|/div|/tr|/h\d|/li|p)\b[^<>]{0,500}>", re.IGNORECASE)
 _GENERIC = re.compile(r"[245]\.0\.0|")
 _VAGUE = frozenset({ReplyClass.UNKNOWN, ReplyClass.SYSTEM_ERROR, ReplyClass.PROTOCOL_ERROR, ReplyClass.HOST_UNKNOWN})
@@ -127,7 +127,24 @@ def _letters(root: Part) -> list[str]:
 
 
 def _unmarked(text: str) -> str:
+    """The text of HTML: what stands in styles and scripts left out, blocks on lines of their own."""
+    for name in ("style", "script"):
+        text = _without(text, f"<{name}", f"</{name}")
     return html.unescape(_TAG.sub(" ", _BREAK.sub("\n", text)))
+
+
+def _without(text: str, opening: str, closing: str) -> str:
+    lower = text.lower()
+    if opening not in lower or len(lower) != len(text):
+        return text
+    out, position = [], 0
+    while (start := lower.find(opening, position)) >= 0:
+        out.append(text[position:start])
+        end = lower.find(closing, start)
+        if end < 0:
+            return "".join(out)
+        position = end
+    return "".join([*out, text[position:]])
 
 
 def _report(root: Part, texts: list[str]) -> report.Report | None:
@@ -291,9 +308,7 @@ def _by_letter(mail: _Mail) -> list[Verdict]:
         said = [Said(each) for each in failed if each] or [Said(_fallback(mail))]
     command = letter.refused_command(words.text)[0] if len(said) == 1 else None
     return [
-        _judge(
-            _Told(each.recipient, action, each.reason, "", command or each.stage, each.host, each), words, mail.about
-        )
+        _judge(_Told(each.recipient, action, "", "", command or each.stage, each.host, each), words, mail.about)
         for each in said
     ]
 
@@ -341,6 +356,7 @@ def _judge(told: _Told, words: Letter | None, about: str) -> Verdict:
         if row is not None:
             cls, diagnostic = row.cls, diagnostic or text
             break
+    diagnostic = diagnostic or next(iter(texts), "")
     if told.action is Action.DELAYED and cls in _VAGUE:
         cls = ReplyClass.EXPIRED
     status = status or _status(cls, told.action, reply)
@@ -352,7 +368,7 @@ def _row(text: str, found: letter.Codes, reply: int, status: str, told: _Told) -
     """The rule for a reason: what the other server said decides, before what is said around it."""
     stage = told.stage or letter.stage_of(text)
     for part in (text[found.start :], text) if found.start else (text,):
-        row = find(found.reply or reply, status, part, stage, host=told.host, bounce=True)
+        row = find(found.reply or reply, status, part, stage, bounce=True)
         if row is not None and (row.text or part is text):
             return row
     return None

@@ -169,6 +169,8 @@ def _in_sentences(text: str) -> list[Said]:
     flat = one_line(text, MAX_LETTER)
     for found in wordings.SENTENCE.finditer(flat[:8000]):
         address = tidy(found["address"])
+        if flat[: found.start("address")].rstrip(" <(:\"'")[-4:].lower() == "from":
+            continue
         if address not in said and len(said) < 10:
             said[address] = _said(address, flat[found.end() : found.end() + 1000])
     return list(said.values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from relayd.core.bounce.charsets import text_of, transferred
 from relayd.core.words import decode
 
-MAX_CONTENT = 1 << 20
+MAX_CONTENT = 1 << 19
 """Octets of a mail that are looked at: reports are small, and stand before the mail that they return."""
 MAX_TEXT = 65536
 """Octets of one part that are read as text."""
@@ -132,7 +132,9 @@ def _places(octets: bytes, start: int, end: int, boundary: bytes) -> list[tuple[
     places: list[tuple[int, int]] = []
     delimiter = b"--" + boundary
     position = start
-    while len(places) <= MAX_PARTS:
+    for _ in range(MAX_PARTS * 16):  # lines that only begin like a delimiter are counted too
+        if len(places) > MAX_PARTS:
+            break
         found = octets.find(delimiter, position, end)
         if found < 0:
             break

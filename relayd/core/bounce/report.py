@@ -81,7 +81,7 @@ def parse(text: str) -> Report:
     last = ""
     for line in text.split("\n", MAX_LINES)[:MAX_LINES]:
         if not line.strip():
-            if _whole(block):
+            if _whole(block) and "action" in block.fields and "status" in block.fields:
                 block = _closed(report, block)
             last = ""
             continue
@@ -94,15 +94,16 @@ def parse(text: str) -> Report:
                 _append(report, block, last, line.strip())
             continue
         name, value = found[1].lower(), found[2].strip()[:4000]
-        last = name
         if name in _PER_MESSAGE:
             report.message.setdefault(name, value)
         elif name in _PER_RECIPIENT:
-            if name in block.fields and (name in ("final-recipient", "action", "status") or _whole(block)):
+            again = name in block.fields and (name in ("final-recipient", "action", "status") or _whole(block))
+            if again or (not last and name.endswith("-recipient") and _whole(block)):
                 block = _closed(report, block)
             block.fields.setdefault(name, value)
         elif name.startswith("x-"):
             report.message.setdefault(name, value)
+        last = name
         if len(report.blocks) >= MAX_RECIPIENTS:
             return report
     _closed(report, block)

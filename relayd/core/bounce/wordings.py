@@ -77,7 +77,7 @@ SUBJECT = re.compile(
     re.IGNORECASE,
 )
 AUTHOR = re.compile(
-    r"mailer-?daemon|mail[ -]?deliver|post-?master|mdaemon|mail[ -]?system|mail administrator|daemon@|system administrator"
+    r"mailer-?daemon|mail[ -]?deliver|post[-_ ]?master|mdaemon|mail[ -]?system|mail administrator|daemon@|system administrator"
     r"|bounce|microsoft outlook|mmsc|mail-?delivery",
     re.IGNORECASE,
 )
@@ -120,7 +120,7 @@ LABELLED = re.compile(
 """A line that names what follows."""
 SENTENCE = re.compile(
     r"(?:deliver(?:ing|ed|y)?|send|sent|sending|reach(?:ed)?|mail|message(?:-id)?|e-?mail|address(?:ed)?|recipients?|relayed|group|inbox|account|errors|mailbox|user)"
-    r"(?:[ \t][^\s@<]{1,30}){0,8}?[ \t]*:?[ \t]+[<(\"']?(?P<address>" + ADDRESS + r")[>)\"']?",
+    r"(?:[ \t][^\s@<]{1,30}){0,8}?(?:[ \t]*:?[ \t]+|(?<=TO):|(?<=to):)[<(\"']?(?P<address>" + ADDRESS + r")[>)\"']?",
     re.IGNORECASE,
 )
 """A sentence that tells which recipient is meant."""
