@@ -261,14 +261,15 @@ CONNECT: tuple[Callable[[ConnectFacts], Refused | None], ...] = (
 )
 MAIL: tuple[Callable[[MailFacts], Refused | None], ...] = (
     _draining,  # 421 4.3.2
-    _disk,  # 452 4.3.1
-    _memory,  # 452 4.3.1
     _tls,  # 530 5.7.0: before access, since a login needs TLS first
     _access,  # 530 5.7.0, 550 5.7.1
     _size,  # 552 5.3.4
     _sender_syntax,  # 501 5.1.7, 553 5.6.7
     _sender_allowed,  # 553 5.7.1
     _account_allowed,  # 553 5.7.1
+    # what may pass by itself comes last: nobody shall try again for days what can never be taken
+    _disk,  # 452 4.3.1
+    _memory,  # 452 4.3.1
     _rate,  # 450 4.7.1
 )
 INBOUND_MAIL = tuple(check for check in MAIL if check not in (_access, _sender_allowed, _rate))

@@ -99,13 +99,13 @@ def test_the_matrix_of_access_tls_network_credential_and_sender_lets_in_only_wha
 
 WORST = {
     "draining": ({"draining": True}, "421 4.3.2", Refusal.DRAINING),
-    "disk": ({"disk_low": True}, "452 4.3.1", Refusal.DISK),
-    "memory": ({"has_memory": False}, "452 4.3.1", Refusal.MEMORY),
     "tls": ({"require_tls": True, "tls": False}, "530 5.7.0", Refusal.TLS_REQUIRED),
     "access": ({"access": Access.AUTH}, "530 5.7.0", Refusal.AUTH_REQUIRED),
     "size": ({"size": 1001}, "552 5.3.4", Refusal.SIZE),
     "syntax": ({"sender": "no at sign"}, "501 5.1.7", Refusal.SENDER_SYNTAX),
     "pattern": ({"patterns": SenderPatterns(["x@example.com"])}, "553 5.7.1", Refusal.SENDER_DENIED),
+    "disk": ({"disk_low": True}, "452 4.3.1", Refusal.DISK),
+    "memory": ({"has_memory": False}, "452 4.3.1", Refusal.MEMORY),
     "rate": ({"rate_exhausted": True}, "450 4.7.1", Refusal.RATE),
 }
 
