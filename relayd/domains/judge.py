@@ -20,7 +20,7 @@ _CAUSE_OF = {
     Status.LAME: Cause.LAME,
     Status.ERROR: Cause.ERROR,
 }
-_WORST = (Status.DNSSEC, Status.SERVFAIL, Status.LAME, Status.ERROR, Status.TIMEOUT)
+_WORST = (Status.DNSSEC, Status.LAME, Status.SERVFAIL, Status.ERROR, Status.TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True)

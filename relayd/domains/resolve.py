@@ -132,14 +132,13 @@ class Lookup:
 
     async def _find_zone(self, name: str) -> Zone | None:
         labels = name.split(".")
-        for start in range(len(labels)):
-            candidate = ".".join(labels[start:])
-            answer = await self.resolver((candidate, "NS"))
+        above = [".".join(labels[start:]) for start in range(len(labels))]
+        # all at once: a resolver that is silent about one name costs its time-out once, and may know the next
+        answers = await asyncio.gather(*(self.resolver((candidate, "NS")) for candidate in above))
+        for candidate, answer in zip(above, answers, strict=True):
             if answer.status is Status.FOUND and not answer.chain:
+                # were this not the right cut after all, its servers would answer without authority, which says nothing
                 return await self._with_addresses(candidate, answer.records)
-            if answer.status in {Status.TIMEOUT, Status.ERROR}:
-                return None
-            # NODATA: no zone cut here. NXDOMAIN, SERVFAIL, a CNAME: the cut is further up
         return None
 
     async def _with_addresses(self, name: str, servers: Iterable[str]) -> Zone:
