@@ -153,6 +153,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "words-of-opensmtpd": ("bounce untold", "Destination seem to reject all mails"),
     "relaying-first": ("rcpt", "550 5.7.1 <a@b.example>... Relaying denied. IP name lookup failed [192.0.2.1]"),
+    "words-of-verizon": ("bounce untold", "Error: No valid recipients for this MM"),
 }
 
 

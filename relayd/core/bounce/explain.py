@@ -165,16 +165,19 @@ def _is_bounce(mail: _Mail) -> bool:
     root, words = mail.root, mail.words
     author = root.text_value("from").strip()
     has_report = any(part.type in _REPORT_TYPES for part in root.walk())
-    score = 2 * has_report
-    score += 2 * bool(wordings.AUTHOR.search(author) or author in ("<>", ""))
-    score += 2 * (root.value("return-path").strip() == "<>")
-    score += 2 * bool(root.value("x-failed-recipients"))
-    score += 2 * bool(wordings.SUBJECT.search(root.text_value("subject")))
-    score += 2 * words.opening
-    score += root.value("auto-submitted").strip().lower().startswith("auto-")
-    score += root.parameters.get("report-type", "").lower() == "delivery-status"
-    told = bool(words.said or words.opening or has_report or root.value("x-failed-recipients"))
-    return score >= 4 and told and bool(root.fields)
+    failed = bool(root.value("x-failed-recipients"))
+    by_machine = (
+        bool(wordings.AUTHOR.search(author) or author in ("<>", ""))
+        + (root.value("return-path").strip() == "<>")
+        + root.value("auto-submitted").strip().lower().startswith("auto-")
+        + (root.parameters.get("report-type", "").lower() == "delivery-status")
+        + failed
+        + has_report
+    )
+    worded = bool(wordings.SUBJECT.search(root.text_value("subject"))) + words.opening + failed + has_report
+    told = bool(words.said or words.opening or has_report or failed)
+    # shops and carriers of parcels write about deliveries, too: some sign of a mail system has to be there
+    return by_machine > 0 and worded > 0 and told and bool(root.fields)
 
 
 # --- the sorts

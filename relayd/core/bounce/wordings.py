@@ -56,7 +56,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
         "unable to deliver", "could not be delivered", "cannot be delivered", "message was rejected", "returned mail",
         "mail could not be", "message has been rejected", "non-delivery", "was rejected", "could not send",
         "error occurred while trying to deliver", "message not delivered", "has been returned", "problem delivering",
-        "not be delivered", "is not a valid", "failed permanently", "bounced", "loop alert", "duplicated message-id",
+        "not be delivered", "is not a valid", "failed permanently", "bounced", "loop alert", "duplicated message-id", "not been delivered", "error message below",
     ),
     "in french, german, spanish, italian, portuguese": (
         "n'a pas pu être", "n'a pu être", "konnte nicht", "nicht zugestellt", "unzustellbar", "no se pudo",
@@ -69,7 +69,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 SUBJECT = re.compile(
-    r"undeliver|returned (?:mail|to sender)|return(?:ed)? mail|failure notice|failure delivery|delivery (?:status|fail|notif|err"
+    r"undeliver|\[bounce\]|returned (?:mail|to sender)|return(?:ed)? mail|failure notice|failure delivery|delivery (?:status|fail|notif|err"
     r"|problem|report|has failed)|(?:mail|message|e-?mail)(?: delivery)? (?:fail|error|system error|could not)|failed delivery|mail delivery"
     r"|could ?n[o']t (?:send|deliver|be)|(?:not|un)(?: be)? ?delivered|nondeliver|non-deliver|cannot send|warning: (?:message|could)"
     r"|warning--could|dsn\b|undelivered|delay(?:ed)?\b|error sending your mail|notification de|loop alert|there was an error"
@@ -78,7 +78,7 @@ SUBJECT = re.compile(
 )
 AUTHOR = re.compile(
     r"mailer-?daemon|mail[ -]?deliver|post[-_ ]?master|mdaemon|mail[ -]?system|mail administrator|daemon@|system administrator"
-    r"|bounce|microsoft outlook|mmsc|mail-?delivery",
+    r"|bounce|microsoft outlook|mail[ _-]?router|-(?:admin|request|owner)@|@(?:[a-z0-9-]{1,40}\.){0,4}(?:auone-net|dion|ezweb)\.|mmsc|mail-?delivery",
     re.IGNORECASE,
 )
 DELAY = (

@@ -137,6 +137,75 @@ LETTERS: list[tuple[str, bytes, str, str, str, int | None]] = [
         ),
         "taro@b.example", "system-error", "4.3.0", 451,
     ),
+    (
+        "biglobe",
+        bounce(
+            "   ----- The following addresses had delivery problems -----\ntaro@b.example\n\n   ----- Non-delivered information "
+            "-----\nThe number of messages in recipient's mailbox exceeded the local limit.\n",
+            "Returned mail",
+        ),
+        "taro@b.example", "mailbox-full", "5.2.2", None,
+    ),
+    (
+        "interscan",
+        bounce(
+            "****** Message from InterScan Messaging Security Suite ******\n\nSent >>> RCPT TO:<taro@b.example>\nReceived <<< 550 "
+            "5.1.1 <taro@b.example>... User unknown\n\nUnable to deliver message to <taro@b.example>.\n",
+            "Mail could not be delivered", '"InterScan MSS" <postmaster@x.example>',
+        ),
+        "taro@b.example", "user-unknown", "5.1.1", 550,
+    ),
+    (
+        "notes",
+        bounce(
+            "------- Failure Reasons  --------\n\nUser not listed in public Name & Address Book\ntaro@b.example\n\n\n------- Returned "
+            "Message --------\n\n" + RETURNED,
+            "DELIVERY FAILURE", "Postmaster <postmaster@x.example>",
+        ),
+        "taro@b.example", "user-unknown", "5.1.1", None,
+    ),
+    (
+        "james",
+        bounce(
+            "Message details:\n  Subject: Hi\n  MAIL FROM: sender@ours.example\n  RCPT TO: taro@b.example\n  Number of lines: 64\n\nError "
+            "message below:\n552 - Requested mail action aborted: exceeded storage allocation\n",
+            "[BOUNCE]", "postmaster@x.example",
+        ),
+        "taro@b.example", "mailbox-full", "5.2.2", 552,
+    ),
+    (
+        "au's mail for phones",
+        bounce(
+            "Your mail sent on: Thu, 29 Apr 2010 11:04:47 +0900\n\nCould not be delivered to: <taro@ezweb.example>\n\nAs their mailbox is "
+            "full.\n",
+            "Re: Hi", "no-reply@app.auone-net.example",
+        ),
+        "taro@ezweb.example", "mailbox-full", "5.2.2", None,
+    ),
+    (
+        "gmail, japanese",
+        bounce(
+            "** アドレス不明 **\n\ntaro@b.example が見つからないか、メールを受信できないため、メッセージは taro@b.example に配信されませんでした。\n\nリモート "
+            "サーバーからの応答:\n550 5.1.1 The email account that you tried to reach does not exist.\n",
+            "Delivery Status Notification (Failure)", more="X-Failed-Recipients: taro@b.example\n",
+        ),
+        "taro@b.example", "user-unknown", "5.1.1", 550,
+    ),
+    (
+        "docomo, by sendmail",
+        bounce(
+            "   ----- The following addresses had permanent fatal errors -----\n<taro@docomo.example>\n    (reason: 550 Unknown user "
+            "taro@docomo.example)\n\n   ----- Transcript of session follows -----\n... while talking to mx.docomo.example.:\n>>> DATA\n<<< 550 "
+            "Unknown user taro@docomo.example\n554 5.0.0 Service unavailable\n",
+            "Returned mail: see transcript for details",
+        ),
+        "taro@docomo.example", "filtered", "5.7.1", 550,
+    ),
+    (
+        "qq",
+        bounce("抱歉，您的邮件被退回来了……\n\n收件人邮件地址：taro@b.example\n退信原因：\n550 5.1.1 Mailbox not found\n", "系统退信", "PostMaster@qq.example"),
+        "taro@b.example", "user-unknown", "5.1.1", 550,
+    ),
 ]  # fmt: skip
 
 
@@ -209,6 +278,8 @@ def test_a_bounce_wrapped_by_a_gateway_is_opened() -> None:
 ORDINARY = [
     b"From: taro@b.example\r\nSubject: Lunch?\r\n\r\nAt noon?\r\n",
     b"From: taro@b.example\r\nSubject: Re: delivery\r\n\r\nYour parcel could not be delivered to hanako@c.example.\r\n",
+    b"From: shop@b.example\r\nSubject: Delivery status of your order\r\n\r\nIt could not be delivered to hanako@c.example today.\r\n",
+    b"From: hanako@b.example\r\nSubject: Fwd: Undelivered Mail\r\n\r\n> <taro@b.example>: host mx said: 550 5.1.1 User unknown\r\n",
     b"From: shop@b.example\r\nSubject: Your delivery status\r\n\r\nYour order is on its way to 1-2-3 Chiyoda.\r\n",
     b"",
     b"\r\n\r\n",

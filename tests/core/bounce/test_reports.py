@@ -182,6 +182,7 @@ def test_a_complaint_in_the_form_of_outlook() -> None:
     [
         "Auto-Submitted: auto-replied\nSubject: Re: Hi",
         "Auto-Submitted: auto-replied (vacation)\nSubject: Re: Hi",
+        "Auto-Submitted: auto-replied\nReturn-Path: <>\nSubject: Hi",
         "X-Autoreply: yes\nSubject: Re: Hi",
         "Precedence: auto_reply\nSubject: Re: Hi",
         "Subject: Automatic reply: Hi",
