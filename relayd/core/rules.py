@@ -293,6 +293,7 @@ ROWS: tuple[Row, ...] = (
     _row(
         "exchange-moved", C.USER_UNKNOWN, "resolver adr", "recip- not found", "recipientnotfound|recipnotfound",
         "email address was? not found", "smtp address lookup", "exchange * legacyexchangedn|legacy",
+        enhanced="5.#.#",
     ),
     _row("exchange-auth", C.POLICY, "resolver rst", "authenticationrequired|notauthorized|authreqd",
          "senderauthenticationrequired",
@@ -416,7 +417,7 @@ ROWS: tuple[Row, ...] = (
         codes="|5..",
     ),
     # After DATA, or who knows when, and without a code for it: what carriers say when a recipient's filter refuses.
-    _row("user-late", C.FILTERED, *_NO_USER, codes="|5..", enhanced="|5.0.0|5.2.0|5.[57].[01]",
+    _row("user-late", C.FILTERED, *_NO_USER, codes="|5..", enhanced="|5.0.0|5.2.0|5.4.1|5.[57].[01]",
          stages="data dot untold", bounce=True),
     _row("user", C.USER_UNKNOWN, *_NO_USER, codes="|5..", enhanced="|5.[0-57].#|5.6.0"),
     _row("user-status", C.USER_UNKNOWN, enhanced="5.1.(1|4)"),

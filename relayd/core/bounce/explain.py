@@ -309,7 +309,9 @@ def _by_letter(mail: _Mail) -> list[Verdict]:
     if not said:
         failed = [first_address(each) for each in root.value("x-failed-recipients").split(",")[:100]]
         said = [Said(each) for each in failed if each] or [Said(_fallback(mail))]
-    command = letter.refused_command(words.text)[0] if len(said) == 1 else None
+    command = None
+    if len(said) == 1:  # what the letter tells elsewhere is about this one, too
+        command = letter.refused_command(words.text)[0] or said[0].stage or letter.stage_of(one_line(words.text, 2000))
     return [
         _judge(_Told(each.recipient, action, "", "", command or each.stage, each.host, each), words, mail.about)
         for each in said

@@ -133,11 +133,11 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("dot", (
         "end of data", "(state 15)", "(state 16)", "(state 17)", "(state 18)", "(data)", "body of the message",
         "data (end", "in reply to end", "in reply to bdat", "message data", "last_data", "end of message", "final dot",
-        "did not like our .", "after data", "text command",
+        "did not like our .", "after data", "text command", "smtp command data",
     )),
     ("rcpt", (
         "rcpt to", "rcpt_to", "rcpt-to", "rcpt command", "rcpt:", "(state 13)", "(state 14)", "rejected address",
-        "does not like recipient", "recipient address rejected", "recipient command", "[rcpt", "reply to rcpt",
+        "does not like recipient", ">: user unknown", "recipient command", "[rcpt", "reply to rcpt",
     )),
     ("mail", ("mail from", "mail_from", "mail command", "sender address rejected", "does not like sender")),
     ("ehlo", (
