@@ -91,6 +91,8 @@ class BlockBook:
         self._addresses: dict[str, tuple[Block, ...]] = {}
         self._domains: dict[str, tuple[Block, ...]] = {}
         """Of *@DOMAIN by DOMAIN, of *@*.DOMAIN by .DOMAIN."""
+        self._deep = 0
+        """How many domains are blocked with all below them."""
         self._counts: Counter[str] = Counter()
         self._change = 0
         self._version = -1
@@ -134,16 +136,19 @@ class BlockBook:
         """The block that keeps a message from an address; None as a rule."""
         if not self._addresses and not self._domains:
             return None
-        key = key_of(address)
+        key = address.lower() if address.isascii() else key_of(address)
         found = self._addresses.get(key)
         if found is not None and (block := self._of(found, message)) is not None:
             return block
-        return self._by_domain(message, key.rpartition("@")[2]) if self._domains else None
-
-    def _by_domain(self, message: Message, domain: str) -> Block | None:
+        if not self._domains:
+            return None
+        domain = key[key.rfind("@") + 1 :]
         found = self._domains.get(domain)
         if found is not None and (block := self._of(found, message)) is not None:
             return block
+        return self._by_domain_above(message, domain) if self._deep else None
+
+    def _by_domain_above(self, message: Message, domain: str) -> Block | None:
         dot = domain.find(".")
         while dot >= 0:
             found = self._domains.get(domain[dot:])
@@ -302,6 +307,8 @@ class BlockBook:
         if block.ended is None:
             others = (*others, block)
             self._counts[block.cls] += 1
+        if local == "*" and key.startswith("."):
+            self._deep += bool(others) - bool(before)
         if others:
             table[key] = others
         else:
