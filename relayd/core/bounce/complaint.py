@@ -15,6 +15,7 @@ from relayd.core.classes import ReplyClass
 
 _FIELD = re.compile(r"^([A-Za-z][A-Za-z0-9-]{1,40})[ \t]*:[ \t]*([^\n]{0,1000})", re.MULTILINE)
 _ADDRESS = re.compile(ADDRESS)
+_AGENT = re.compile(r"^user-agent[ \t]*:", re.MULTILINE)
 _LETTER = (
     "email abuse report for an email", "e-mail abuse report for an e-mail", "spam report for an email",
     "opt-out report for an email", "complaint about message from", "junk e-mail report", "junk email report",
@@ -51,17 +52,8 @@ class Complaint:
 def read(root: Part, letter: str, original: Mapping[str, str]) -> Complaint | None:
     """The complaint, None where the mail is none."""
     part = next((each for each in root.walk() if each.type == "message/feedback-report"), None)
-    if part is None:
-        part = next(
-            (
-                each
-                for each in root.walk()
-                if "feedback-type:" in each.text(2000).lower() and each.type.startswith(("text/", "message/feedback"))
-            ),
-            None,
-        )
-        if part is not None and not re.search(r"^user-agent[ \t]*:", part.text(4000), re.IGNORECASE | re.MULTILINE):
-            part = None
+    if part is None and (b"Feedback-Type:" in root.octets or b"feedback-type:" in root.octets):
+        part = _in_text(root)
     if part is None:
         return _formless(root, letter, original)
     fields: dict[str, list[str]] = {}
@@ -74,6 +66,15 @@ def read(root: Part, letter: str, original: Mapping[str, str]) -> Complaint | No
     kind = next(iter(fields.get("feedback-type", ())), "abuse").split(";")[0].strip().lower()
     agent = next(iter(fields.get("user-agent", ())), "")
     return Complaint(kind, recipients[:100] or _of_original(original), agent)
+
+
+def _in_text(root: Part) -> Part | None:
+    """The part that has the fields without the type."""
+    for part in root.walk():
+        text = part.text(4000).lower() if part.type.startswith(("text/", "message/feedback")) else ""
+        if "feedback-type:" in text and _AGENT.search(text):
+            return part
+    return None
 
 
 def _formless(root: Part, letter: str, original: Mapping[str, str]) -> Complaint | None:

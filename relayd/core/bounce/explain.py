@@ -269,6 +269,8 @@ def _by_report(mail: _Mail, found: report.Report) -> list[Verdict]:
         said = next((each for each in words.said if each.recipient.lower() == recipient.lower()), None)
         if said is None and len(words.said) == 1 and len(found.blocks) == 1:
             said = words.said[0]
+        if said is not None and block.get("diagnostic-code").lower().startswith("x-notes"):
+            recipient = said.recipient  # Domino reports its own name for it; the letter has the one that we wrote
         told = _Told(
             recipient or _fallback(mail),
             _action(block, words),

@@ -23,7 +23,7 @@ def fields_of(root: Part, rest: str) -> dict[str, str]:
     """The returned header: from a part made for it, else from `rest`, the end of the letter."""
     for part in root.walk():
         if part.type in _TYPES and part is not root:
-            found = _first(opened(part).fields)
+            found = _first(_header_of(part))
             if found:
                 return found
         elif part.type in _HEADER_TYPES:
@@ -37,6 +37,16 @@ def fields_of(root: Part, rest: str) -> dict[str, str]:
             if part.type == "text/plain" and part is not root and "header" in name:
                 found = _in_text(part.text()) or found
     return found
+
+
+def _header_of(part: Part) -> list[tuple[str, str]]:
+    encoding = part.value("content-transfer-encoding").strip().lower()
+    if encoding in ("base64", "quoted-printable"):
+        return opened(part).fields
+    start = part.start
+    while part.octets.startswith(b"\n", start, part.end):
+        start += 1
+    return header(part.octets, start, part.end)[0]
 
 
 def _in_text(text: str) -> dict[str, str]:

@@ -97,6 +97,18 @@ def test_typed_addresses(value: str, address: str) -> None:
     assert typed_address(value) == address
 
 
+def test_domino_reports_its_own_name_for_a_recipient() -> None:
+    fields = "Final-Recipient: rfc822;taro@inner.example\nAction: failed\nStatus: 5.0.0\nDiagnostic-Code: X-Notes; Error transferring to in.example; Maximum hop count exceeded.\n"
+    letter = "Your message\n\n  Subject: Hi\n\nwas not delivered to:\n\n  taro@b.example\n\nbecause:\n\n  Maximum hop count exceeded.\n"
+    (verdict,) = explain(report(fields, letter))
+    assert (verdict.recipient, verdict.cls) == ("taro@b.example", "network-error")
+
+
+def test_feedback_in_a_part_without_its_type() -> None:
+    content = feedback("abuse").replace(b"message/feedback-report", b"text/plain").replace(b"feedback-report", b"x")
+    assert [(each.kind, each.recipient) for each in explain(content)] == [(Kind.COMPLAINT, "taro@b.example")]
+
+
 def test_number_of_recipients_is_bounded() -> None:
     fields = "\n".join(f"Final-Recipient: rfc822; a{n}@b.example\nAction: failed\nStatus: 5.1.1\n" for n in range(500))
     assert len(parse(fields).blocks) <= 100
