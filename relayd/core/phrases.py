@@ -79,13 +79,14 @@ class Index:
         """`lists[n]`: the phrases of row n."""
         self._by_word: dict[str, list[tuple[int, Phrase]]] = {}
         self._always: list[tuple[int, Phrase]] = []
+        self._foreign: list[tuple[int, Phrase]] = []
         self._compiled: dict[str, re.Pattern[str]] = {}
         for row, phrases in enumerate(lists):
             for phrase in map(parse, phrases):
                 for key in phrase.keys:
                     self._by_word.setdefault(key, []).append((row, phrase))
                 if not phrase.keys:
-                    self._always.append((row, phrase))
+                    (self._always if phrase.text.isascii() else self._foreign).append((row, phrase))
 
     def candidates(self, text: str) -> dict[int, list[Phrase]]:
         """The phrases that may fit, by row. `text` is `plain`."""
@@ -98,7 +99,7 @@ class Index:
                         break
                 else:
                     found.setdefault(row, []).append(phrase)
-        for row, phrase in self._always:
+        for row, phrase in self._always if text.isascii() else self._always + self._foreign:
             found.setdefault(row, []).append(phrase)
         return found
 
@@ -115,6 +116,6 @@ class Index:
 
     def patterns(self) -> Iterator[re.Pattern[str]]:
         """All patterns, for tests."""
-        for entries in (*self._by_word.values(), self._always):
+        for entries in (*self._by_word.values(), self._always, self._foreign):
             for _, phrase in entries:
                 yield self._pattern(phrase)
