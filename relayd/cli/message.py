@@ -29,6 +29,7 @@ app = typer.Typer(help="Look at single messages.", no_args_is_help=True, rich_ma
 
 _SAID_ELSEWHERE = frozenset({"upstream", "endpoint", "tls", "reply", "due", "attempt", "delay_ms", "stage", "class"})
 """Details of an event that its line tells in words of its own, or that the attempt tells."""
+_MOMENTS = frozenset({"due", "since"})
 
 
 @app.command()
@@ -127,7 +128,7 @@ def recipient_dict(waiting: Waiting) -> dict[str, Any]:
 
 def _detail(event: Event) -> dict[str, Any]:
     return {
-        key: iso(value) if key == "due" and isinstance(value, int) else value for key, value in event.detail.items()
+        key: iso(value) if key in _MOMENTS and isinstance(value, int) else value for key, value in event.detail.items()
     }
 
 
@@ -201,7 +202,9 @@ def _words(event: Event) -> str:
     if isinstance(due, int):
         parts.append(f"next try {moment(due)}")
     parts += [
-        f"{key.replace('_', ' ')}: {value}" for key, value in detail.items() if key not in _SAID_ELSEWHERE and value
+        f"{key.replace('_', ' ')}: {moment(value) if key in _MOMENTS and isinstance(value, int) else value}"
+        for key, value in detail.items()
+        if key not in _SAID_ELSEWHERE and value
     ]
     return " ".join(parts)
 

@@ -106,7 +106,9 @@ def tell(state: State, events: Sequence[Event]) -> Told:
             sentences.append(_STATES[state])
         if state is State.SUPPRESSED and facts_of(cls) is None:
             sentences.append(_BLOCKED_BY_HAND)
-        sentences += _of_class(cls)
+        if state is not State.UNCERTAIN:
+            # why no answer came says nothing about the address, and "try again" would be wrong
+            sentences += _of_class(cls)
         if state is State.EXPIRED:
             # that time is up is only half of the answer
             before = next((e for e in reversed(telling) if e.kind is EventKind.DEFERRED), None)
