@@ -42,6 +42,8 @@ class Phrase:
     """Words of which the text has at least one where the phrase fits; none: it has to be tried."""
     others: tuple[frozenset[str], ...]
     """Of each of these, too: cheaper to ask than to search."""
+    stems: tuple[str, ...] = ()
+    """Without keys: the text has one of these somewhere."""
 
     def pattern(self) -> str:
         """As a regular expression over `plain` text. Its repetitions are bounded: it takes linear time."""
@@ -53,7 +55,8 @@ def parse(text: str) -> Phrase:
     needed = [tuple(word.split("|")) for word in text.split() if word != "*" and not word.endswith("?")]
     whole = [words for words in needed if all(each.isascii() and not each.endswith("-") for each in words)]
     if not whole:
-        return Phrase(text, (), ())
+        stems = tuple(word.removesuffix("-") for word in min(needed, key=len, default=()))
+        return Phrase(text, (), (), stems)
     best = max(whole, key=lambda words: (-len(words), min(map(len, words))))
     return Phrase(text, best, tuple(frozenset(words) for words in whole if words is not best))
 
@@ -100,7 +103,10 @@ class Index:
                 else:
                     found.setdefault(row, []).append(phrase)
         for row, phrase in self._always if text.isascii() else self._always + self._foreign:
-            found.setdefault(row, []).append(phrase)
+            for stem in phrase.stems:
+                if stem in text:
+                    found.setdefault(row, []).append(phrase)
+                    break
         return found
 
     def fits(self, phrases: Sequence[Phrase], text: str) -> bool:

@@ -37,7 +37,7 @@ def check(content: bytes) -> None:
         verdict.as_json()
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_mutated_bounces(data: st.DataObject) -> None:
     content = bytearray(data.draw(st.sampled_from(SEEDS)))
@@ -55,7 +55,7 @@ def test_mutated_bounces(data: st.DataObject) -> None:
     check(bytes(content))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=2000))
 def test_any_octets(content: bytes) -> None:
     check(content)
