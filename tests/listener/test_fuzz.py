@@ -65,7 +65,9 @@ async def play(served: Served, sent: list[bytes]) -> bytes:
             writer.write(packet)
             await asyncio.sleep(0)
         if not writer.is_closing():
-            writer.write_eof()
+            # the server may have gone at this moment: the socket says ENOTCONN, which is no ConnectionError
+            with suppress(OSError):
+                writer.write_eof()
         async with asyncio.timeout(20):
             received += await reader.read()
     except ConnectionError:

@@ -115,7 +115,7 @@ def install(root: Path) -> None:
 def test_the_installer_lays_everything_out(tmp_path: Path) -> None:
     install(tmp_path)
     unit = (tmp_path / "etc/systemd/system/relayd.service").read_text()
-    assert "ExecStart=/srv/relayd/venv/bin/relayd serve --config /etc/relayd/relayd.yaml" in unit
+    assert "ExecStart=/usr/bin/env /srv/relayd/venv/bin/relayd serve --config /etc/relayd/relayd.yaml" in unit
     settings = (tmp_path / "etc/relayd/relayd.yaml").read_text()
     assert re.search(r"^data_dir: /var/lib/relayd$", settings, re.M)
     assert re.search(r"^secret: !file /run/credentials/relayd.service/secret$", settings, re.M)
