@@ -33,7 +33,7 @@ class Carrier:
     """The session is in an unknown state: close it."""
 
 
-Attempt = Callable[[Lane, Carrier, Delivery], Awaitable[None]]
+Attempt = Callable[[Carrier, Delivery], Awaitable[None]]
 """Carries one delivery, opening a session where the carrier has none. It settles; only cancellation is raised."""
 
 
@@ -74,7 +74,7 @@ class Crew:
         if gate.paused:
             if gate.probing:
                 return
-            wait = gate.paused_until - self._clock()
+            wait = gate.left(self._clock())
             if wait > 0:
                 self._call_again(wait / 1000)
                 return
@@ -98,10 +98,23 @@ class Crew:
     def renew(self) -> None:
         """Sessions opened so far are closed instead of being used again."""
         self.generation += 1
+        self._wake_all()
+
+    def resize(self, slots: ConnectionSlots) -> None:
+        """As many connections as these slots give from now on. What is in hand is finished first."""
+        self._slots = slots
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         idle, self._idle = self._idle, []
         for waiter in idle:
             if not waiter.done():
                 waiter.set_result(True)
+
+    def resume(self) -> None:
+        """Go on although `stop` was called: it is not waited for any more."""
+        self._stopping = False
+        self.all_ready()
 
     async def stop(self, deadline: float) -> None:
         """Let carriers finish what they have in hand until `deadline` (loop time), then cancel them."""
@@ -119,9 +132,13 @@ class Crew:
             await asyncio.gather(*pending, return_exceptions=True)
 
     def _call_again(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        when = loop.time() + seconds + 0.001
         if self._alarm is not None:
+            if loop.time() < self._alarm.when() <= when:
+                return  # it rings in time, and finds out whether it is too early
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(seconds + 0.001, self.all_ready)
+        self._alarm = loop.call_at(when, self.all_ready)
 
     def _left(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -132,13 +149,14 @@ class Crew:
             self.ready()
 
     async def _carry(self) -> None:
-        carrier = Carrier()
-        await self._slots.acquire()
+        carrier, slots = Carrier(), self._slots
+        if not await slots.acquire(lambda: self._stopping or slots is not self._slots):
+            return
         loop = asyncio.get_running_loop()
         leased_at = used_at = loop.time()
-        generation = self.generation
+        generation, after_you = self.generation, False
         try:
-            while not self._stopping:
+            while not self._stopping and slots is self._slots:
                 if carrier.session is not None and generation != self.generation:
                     await self._close(carrier)
                 generation = self.generation
@@ -146,23 +164,27 @@ class Crew:
                 if delivery is not None:
                     await self._carry_one(carrier, delivery, stale=loop.time() - used_at > STALE)
                     used_at = loop.time()
-                elif not await self._wait(1.0 if self._slots.leased else IDLE):
+                elif not await self._wait(1.0 if slots.leased else IDLE):
                     break
-                if self._slots.leased and loop.time() - leased_at > LEASE:
-                    break
+                if slots.leased and loop.time() - leased_at > LEASE:
+                    leased_at = loop.time()
+                    if after_you := slots.wanted():
+                        break
         finally:
             try:
                 await self._close(carrier)
             finally:
-                self._slots.release()
+                slots.release(after_you=after_you)
 
     async def _carry_one(self, carrier: Carrier, delivery: Delivery, *, stale: bool) -> None:
         try:
             if stale and carrier.session is not None and not await carrier.session.probe():
                 await self._close(carrier)
-            await self._attempt(self._lane, carrier, delivery)
-        except asyncio.CancelledError:
+            await self._attempt(carrier, delivery)
+        except BaseException:
+            # whatever it was, the message is on disk and must not stay in this hand for ever, nor the probe
             self._lane.done(delivery.message.id)
+            self._lane.gate.abandoned()
             raise
         if carrier.session is not None and (carrier.broken or not carrier.session.usable):
             await self._close(carrier)

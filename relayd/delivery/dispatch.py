@@ -16,41 +16,34 @@ import structlog
 
 from relayd.core.blocking import Block
 from relayd.core.ids import MessageId, format_id
-from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
+from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message, Recipient
 from relayd.core.reply import Reply
-from relayd.core.session import ConnectFailedError, Connector, Outgoing, Sent, Session
+from relayd.core.session import ConnectFailedError, Outgoing, Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.crew import Carrier, Crew
 from relayd.delivery.dkim import SigningPool
 from relayd.delivery.lanes import Lane
+from relayd.delivery.line import Line, UpstreamPlan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.rerouting import Rerouting
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.settle import Facts, Policy, expire, move, overdue, settle_attempt, suppress
 from relayd.delivery.slots import ConnectionSlots
 from relayd.intake.memory import MemoryBudget
-from relayd.spool.store import Attempt, Delivery, Settlement, Store, StoreError, Waiting
+from relayd.spool.filter import QueueFilter
+from relayd.spool.store import Attempt, Delivery, NoSuchMessageError, Settlement, Store, StoreError, Waiting
+
+__all__ = ["Dispatcher", "Plan", "UpstreamPlan"]
+
+_LEAVE = 900.0
+"""Seconds for what a removed upstream has in hand."""
+WRITE_AGAIN = 0.5
+"""Seconds until a settlement that failed is written again; longer each time."""
 
 _INTERNAL = Outcome(
     OutcomeKind.DEFERRED, Stage.LOCAL, Reply(451, "4.3.0", "Internal error; it is logged"), "system-error"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamPlan:
-    """What the dispatcher needs to know of one upstream."""
-
-    name: str
-    connector: Connector
-    connections: int
-    recipients: int
-    """Most recipients in one transaction."""
-    on_uncertain: OnUncertain
-    identity: object
-    """Compares unequal when sessions opened under another plan must not be used any more."""
-    return_path: Callable[[MessageId, int, Millis], str] | None = None
-    """Makes the envelope sender of one recipient, for bounces to name it; None: the message's own sender goes out."""
-    sign: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +55,6 @@ class Plan:
     signing: SigningPool
     policy: Policy
     window: int
-
-
-@dataclass(slots=True)
-class _Line:
-    """One upstream at work."""
-
-    lane: Lane
-    crew: Crew
-    plan: UpstreamPlan
 
 
 def _never(message: Message, address: str) -> Block | None:
@@ -104,7 +88,11 @@ class Dispatcher:
         self._blocked = blocked
         self._run_dir = run_dir
         self._slot, self._slots = slot, slots
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, Line] = {}
+        self._leaving: dict[str, tuple[Line, asyncio.Task[None]]] = {}
+        """Upstreams that the configuration has no more, until their hands are empty."""
+        self._claimed: set[MessageId] = set()
+        self._rerouting = Rerouting(store, self, clock)
         self._unsettled: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("relayd.delivery")
         self._random = random.Random()  # noqa: S311 - jitter, not secrecy
@@ -112,59 +100,98 @@ class Dispatcher:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Look at the routes of everything that waits, and begin to deliver."""
-        await self._store.relane(self._choose, ())
+        """Begin to deliver what is due; beside that, look for mail in lanes that no upstream has any more."""
         for plan in self._plan.upstreams.values():
             self._add(plan)
+        self._rerouting.start()
 
     async def apply(self, plan: Plan) -> None:
-        """Deliver by another configuration from now on; what is in hand is finished by the old one."""
+        """Deliver by another configuration from now on; what is in hand is finished first.
+
+        Nothing in here waits or can fail half-way: walking over the queue goes on beside the deliveries.
+        """
         self._plan, old = plan, self._plan
         old.signing.close()
-        deadline = asyncio.get_running_loop().time() + 1.0
-        gone = [name for name in self._lines if name not in plan.upstreams]
-        resized = [
-            name
-            for name, line in self._lines.items()
-            if name not in gone and line.plan.connections != plan.upstreams[name].connections
-        ]
-        await asyncio.gather(*(self._retire(name, deadline) for name in gone + resized))
-        flying: set[int] = set()
-        for name, line in self._lines.items():
-            new = plan.upstreams[name]
-            if new.identity != line.plan.identity:
-                line.crew.renew()
-            line.plan = new
-            line.lane.window = plan.window
-            line.lane.clear()
-            flying |= line.lane.in_hand
-        await self._store.relane(self._choose, flying)
+        rerouted = plan.table.routes != old.table.routes
+        for name in [name for name in self._lines if name not in plan.upstreams]:
+            self._leave(name)
         for upstream in plan.upstreams.values():
-            if upstream.name not in self._lines:
+            line = self._lines.get(upstream.name) or self._back(upstream.name)
+            if line is None:
                 self._add(upstream)
-            self._lines[upstream.name].lane.due_at(self._clock())
+            else:
+                self._change(line, upstream)
+                if rerouted:
+                    line.lane.clear()
+        self._rerouting.begin(everything=rerouted)
 
     async def stop(self, deadline: float) -> None:
         """Finish what is in hand until `deadline` (loop time), then let go."""
-        await asyncio.gather(*(self._retire(name, deadline) for name in list(self._lines)))
+        leaving = list(self._leaving.values())
+        for _, task in leaving:
+            task.cancel()
+        await asyncio.gather(self._rerouting.stop(), *(task for _, task in leaving), return_exceptions=True)
+        lines = [*self._lines.values(), *(line for line, _ in leaving)]
+        await asyncio.gather(*(line.crew.stop(deadline) for line in lines))
+        await asyncio.gather(*(line.lane.stop() for line in lines))
+        self._lines.clear()
+        self._leaving.clear()
         for task in self._unsettled:
             task.cancel()
         await asyncio.gather(*self._unsettled, return_exceptions=True)
         self._plan.signing.close()
 
+    def _share(self, plan: UpstreamPlan) -> ConnectionSlots:
+        return ConnectionSlots(self._run_dir, plan.name, plan.connections, self._slot, self._slots)
+
     def _add(self, plan: UpstreamPlan) -> None:
         lane = Lane(plan.name, self._store, self._memory, self._clock, window=self._plan.window, ready=self._ready)
-        share = ConnectionSlots(self._run_dir, plan.name, plan.connections, self._slot, self._slots)
+        line = self._lines[plan.name] = Line(lane, plan, self._observer, self._random)
         closed = partial(self._observer.connections, plan.name, -1)
-        crew = Crew(lane, share, self._attempt, self._clock, closed)
-        self._lines[plan.name] = _Line(lane, crew, plan)
-        lane.start()
+        line.crew = Crew(lane, self._share(plan), partial(self._attempt, line), self._clock, closed)
+        self._begin(line)
 
-    async def _retire(self, name: str, deadline: float) -> None:
-        line = self._lines[name]
-        await line.crew.stop(deadline)
+    def _begin(self, line: Line) -> None:
+        for message in self._claimed:
+            line.lane.claim(message)
+        line.lane.start()
+
+    def _change(self, line: Line, plan: UpstreamPlan) -> None:
+        """Take over another plan for an upstream."""
+        old, line.plan = line.plan, plan
+        line.lane.resize(self._plan.window)
+        if plan.connections != old.connections:
+            line.crew.resize(self._share(plan))
+        if plan.identity != old.identity:
+            line.crew.renew()
+            line.lane.gate.end_pause()
+        line.crew.all_ready()
+
+    def _leave(self, name: str) -> None:
+        """The configuration has this upstream no more: it takes no new mail, and goes when its hands are empty."""
+        line = self._lines.pop(name)
+        task = asyncio.create_task(self._see_off(line), name=f"leave {name}")
+        self._leaving[name] = line, task
+
+    async def _see_off(self, line: Line) -> None:
         await line.lane.stop()
-        del self._lines[name]
+        await line.crew.stop(asyncio.get_running_loop().time() + _LEAVE)
+        await line.lane.landed()
+        if line.lane.gate.paused:
+            self._observer.paused(line.plan.name, False)
+        del self._leaving[line.plan.name]
+        self._rerouting.begin(everything=False)
+
+    def _back(self, name: str) -> Line | None:
+        """An upstream that was about to leave is wanted again: it knows what it has in hand, a new one would not."""
+        line, task = self._leaving.pop(name, (None, None))
+        if line is None or task is None:
+            return None
+        task.cancel()
+        self._lines[name] = line
+        self._begin(line)
+        line.crew.resume()
+        return line
 
     # -- what others ask ------------------------------------------------------------------------------------------
 
@@ -173,28 +200,46 @@ class Dispatcher:
         line = self._lines.get(delivery.recipients[0].lane)
         if line is not None:
             line.lane.push(delivery)
+        else:
+            # accepted by a configuration that was replaced while the mail was written
+            self._rerouting.begin(everything=False)
 
     def claim(self, message: MessageId) -> bool:
-        """Take a message out of memory so that it can be changed; False while it is being sent."""
-        claimed: list[Lane] = []
+        """Take a message out of memory so that it can be changed; False while somebody sends or changes it."""
+        if message in self._claimed or self.busy(message):
+            return False
+        self._claimed.add(message)
         for line in self._lines.values():
-            if not line.lane.claim(message):
-                for lane in claimed:
-                    lane.unclaim(message)
-                return False
-            claimed.append(line.lane)
+            line.lane.claim(message)
         return True
 
     def unclaim(self, message: MessageId) -> None:
-        """The change is on disk."""
+        """The change is on disk. Whoever changed it wakes the lanes that it waits in."""
+        self._claimed.discard(message)
         for line in self._lines.values():
             line.lane.unclaim(message)
 
-    def wake(self, lane: str, when: Millis) -> None:
-        """Something in the store became due in this lane."""
+    def busy(self, message: MessageId) -> bool:
+        """Is a carrier sending it, or what became of it not written yet?"""
+        lines = [*self._lines.values(), *(line for line, _ in self._leaving.values())]
+        return any(line.lane.has_in_hand(message) for line in lines)
+
+    def living(self, lane: str) -> bool:
+        """Is there an upstream of this name?"""
+        return lane in self._lines
+
+    def wake(self, lane: str, when: Millis, message: MessageId | None = None) -> None:
+        """Something in the store became due in this lane, maybe of this message."""
         line = self._lines.get(lane)
         if line is not None:
-            line.lane.due_at(when)
+            line.lane.due_at(when, message)
+        elif lane:
+            self._rerouting.begin(everything=False)
+
+    def wake_all(self) -> None:
+        """Anything may have become due anywhere."""
+        for line in self._lines.values():
+            line.lane.look()
 
     def in_hand(self) -> int:
         """Deliveries that are being sent now."""
@@ -215,7 +260,8 @@ class Dispatcher:
             for name, line in self._lines.items()
         }
 
-    def _choose(self, message: Message, recipient: Recipient) -> str:
+    def choose(self, message: Message, recipient: Recipient) -> str:
+        """The lane that the routes say; "" for none."""
         return self._plan.table.upstream_for(message, recipient) or ""
 
     def _ready(self, lane: Lane) -> None:
@@ -225,53 +271,70 @@ class Dispatcher:
 
     # -- one attempt ----------------------------------------------------------------------------------------------
 
-    async def _attempt(self, lane: Lane, carrier: Carrier, delivery: Delivery) -> None:
+    async def _attempt(self, line: Line, carrier: Carrier, delivery: Delivery) -> None:
         """Carry one delivery: the crew's `Attempt`."""
         started = self._clock()
-        line = self._lines[lane.name]
         try:
-            delivery = await self._rerouted(lane, delivery, started)
+            delivery = await self._rerouted(line, delivery, started)
             if not delivery.recipients:
                 return
             if overdue(delivery, self._plan.policy, started):
                 self._expire(line, delivery, started)
                 return
             delivery = await self._unblocked(line, delivery, started)
-            if delivery.recipients:
+            if delivery.recipients and not (line.senders and self._put_off(line, delivery, started)):
                 await self._carry(line, carrier, delivery, started)
         except Exception:  # noqa: BLE001 - one message must not stop a lane, whatever it does to our code
-            self._log.exception("attempt failed", id=format_id(delivery.message.id), upstream=lane.name)
+            self._log.exception("attempt failed", id=format_id(delivery.message.id), upstream=line.plan.name)
             carrier.broken = True
             outcomes = (_INTERNAL,) * len(delivery.recipients)
             sent = Sent(outcomes, Stage.LOCAL, str(_INTERNAL.reply), None, dsn=False)
             self._settle(line, delivery, delivery.recipients, sent, started=started, session=None, last=True)
 
-    async def _rerouted(self, lane: Lane, delivery: Delivery, now: Millis) -> Delivery:
+    async def _rerouted(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
         """The recipients that the routes, looked at again, still send through this lane; others move on."""
-        message = delivery.message
-        moving: dict[str, list[Waiting]] = {}
-        for waiting in delivery.recipients:
-            chosen = self._choose(message, waiting.recipient)
-            if chosen != lane.name:
-                moving.setdefault(chosen, []).append(waiting)
-        if not moving:
+        message, lane = delivery.message, line.lane
+        chosen = [self.choose(message, waiting.recipient) for waiting in delivery.recipients]
+        if all(name == lane.name for name in chosen):
             return delivery
+        # as they stand now: while this waited in memory, the walk after a reload may have moved them already
+        found = await self._store.select(QueueFilter(ids=frozenset({message.id}), upstream=lane.name), 1)
+        standing = {waiting.n: waiting for here in found for waiting in here.recipients}
+        stay: list[Waiting] = []
+        moving: dict[str, list[Waiting]] = {}
+        for name, waiting in zip(chosen, delivery.recipients, strict=True):
+            if name == lane.name:
+                stay.append(waiting)
+            elif waiting.n in standing:
+                moving.setdefault(name, []).append(standing[waiting.n])
         for name, recipients in moving.items():
             await self._store.settle(move(message, recipients, name, now))
-            self.wake(name, now)
-        moved = {waiting.n for recipients in moving.values() for waiting in recipients}
-        stay = tuple(waiting for waiting in delivery.recipients if waiting.n not in moved)
+            self.wake(name, now, message.id)
         if not stay:
-            lane.done(message.id)
+            line.end(message.id)
             lane.gate.abandoned()
-        return replace(delivery, recipients=stay)
+        return replace(delivery, recipients=tuple(stay))
 
-    def _expire(self, line: _Line, delivery: Delivery, now: Millis) -> None:
+    def _put_off(self, line: Line, delivery: Delivery, now: Millis) -> bool:
+        """The upstream refuses this sender alone, and its next try is not yet: nothing is attempted."""
+        found = line.senders.waits(delivery.message.envelope.sender, now)
+        if found is None:
+            return False
+        outcome, until = found
+        attempt = Attempt(now, 0, line.plan.name, "", None, outcome.stage, str(outcome.reply), None, ())
+        outcomes = (outcome,) * len(delivery.recipients)
+        facts = Facts(delivery.message, delivery.recipients, outcomes, attempt, line.plan.on_uncertain, False, until)
+        settlement = settle_attempt(facts, self._plan.policy, now, self._random.random())
+        self._write(line, replace(settlement, attempt=None), last=True)
+        line.lane.gate.abandoned()
+        return True
+
+    def _expire(self, line: Line, delivery: Delivery, now: Millis) -> None:
         changes = tuple(expire(delivery.message, w, self._plan.policy, now) for w in delivery.recipients)
         self._write(line, Settlement(delivery.message.id, changes), last=True)
         line.lane.gate.abandoned()
 
-    async def _unblocked(self, line: _Line, delivery: Delivery, now: Millis) -> Delivery:
+    async def _unblocked(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
         """The recipients that may be mailed; the others are suppressed. Asked again before every attempt."""
         message, blocked, policy = delivery.message, self._blocked, self._plan.policy
         if message.origin.inbound:
@@ -292,7 +355,7 @@ class Dispatcher:
             line.lane.gate.abandoned()
         return replace(delivery, recipients=stay)
 
-    async def _carry(self, line: _Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
+    async def _carry(self, line: Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
         """Send to all recipients, as many in one transaction as the upstream takes."""
         message, rest = delivery.message, delivery.recipients
         verp = line.plan.return_path if message.envelope.sender else None
@@ -327,17 +390,17 @@ class Dispatcher:
                 continue
             reused = True
             rest = rest[step:]
-            trouble = sent.outcomes[0].kind is OutcomeKind.TROUBLE
+            trouble = trouble_in(sent)
             written = self._settle(line, delivery, part, sent, started=started, session=session, last=not rest)
             if rest:
                 await asyncio.wait([written])
-            if rest and trouble:
-                more = replace(sent, outcomes=(sent.outcomes[0],) * len(rest))
+            if rest and trouble is not None:
+                more = replace(sent, outcomes=(trouble,) * len(rest))
                 self._settle(line, delivery, rest, more, started=started, session=session, last=True)
                 return
 
     async def _open(
-        self, line: _Line, carrier: Carrier, delivery: Delivery, rest: tuple[Waiting, ...], started: Millis
+        self, line: Line, carrier: Carrier, delivery: Delivery, rest: tuple[Waiting, ...], started: Millis
     ) -> bool:
         """Put a fresh session in the carrier's hand; False when the upstream is in trouble, and that is settled."""
         if carrier.session is not None:
@@ -361,7 +424,7 @@ class Dispatcher:
 
     def _settle(
         self,
-        line: _Line,
+        line: Line,
         delivery: Delivery,
         part: tuple[Waiting, ...],
         sent: Sent,
@@ -373,7 +436,7 @@ class Dispatcher:
     ) -> asyncio.Future[None]:
         """Decide what the attempt meant, tell the gate, and write it all in one transaction."""
         now = self._clock()
-        resume = self._judge(line, sent, now)
+        resume = line.judge(sent, delivery.message.envelope.sender, now)
         attempt = Attempt(
             at=started,
             took=now - started,
@@ -389,73 +452,60 @@ class Dispatcher:
         facts = Facts(delivery.message, part, sent.outcomes, attempt, line.plan.on_uncertain, sent.dsn, resume)
         return self._write(line, settle_attempt(facts, self._plan.policy, now, self._random.random()), last=last)
 
-    def _judge(self, line: _Line, sent: Sent, now: Millis) -> Millis:
-        """Open or close the upstream's gate; when to try again what its trouble kept back."""
-        gate = line.lane.gate
-        first = sent.outcomes[0]
-        if first.kind is OutcomeKind.TROUBLE:
-            began = not gate.paused
-            resume = gate.trouble(now, str(first.reply), self._random.random())
-            if began:
-                self._observer.paused(line.plan.name, True)
-            self._log.warning(
-                "upstream in trouble",
-                upstream=line.plan.name,
-                stage=first.stage.value,
-                reply=str(first.reply),
-                next_try_seconds=round((resume - now) / 1000, 1),
-            )
-            line.crew.ready()
-            return resume
-        if gate.paused:
-            if first.stage is Stage.LOCAL:
-                gate.abandoned()
-            elif gate.success():
-                self._observer.paused(line.plan.name, False)
-                self._log.info("upstream works again", upstream=line.plan.name)
-                line.crew.all_ready()
-        return now
-
-    def _write(self, line: _Line, settlement: Settlement, *, last: bool) -> asyncio.Future[None]:
+    def _write(self, line: Line, settlement: Settlement, *, last: bool) -> asyncio.Future[None]:
         written = self._store.settle(settlement)
         written.add_done_callback(partial(self._written, line, settlement, last))
         return written
 
-    def _written(self, line: _Line, settlement: Settlement, last: bool, written: asyncio.Future[None]) -> None:
+    def _written(self, line: Line, settlement: Settlement, last: bool, written: asyncio.Future[None]) -> None:
         if written.cancelled():
             return
-        if (error := written.exception()) is not None:
-            # what was delivered but is not written must not be taken for undelivered: nothing more goes out here
-            # until it is
-            line.lane.blocked += 1
-            self._log.error("cannot write what became of a message", upstream=line.plan.name, error=str(error))
-            task = asyncio.create_task(
-                self._write_again(line, settlement, last), name=f"settle {format_id(settlement.message)}"
-            )
-            self._unsettled.add(task)
-            task.add_done_callback(self._unsettled.discard)
+        error = written.exception()
+        if error is None:
+            self._after(line, settlement, last)
             return
-        self._after(line, settlement, last)
+        if self._is_gone(error, settlement.message):
+            if last:
+                line.end(settlement.message)
+            return
+        # what was delivered but is not written must not be taken for undelivered: nothing more goes out here
+        # until it is
+        line.cannot_write(settlement.message)
+        if last:
+            line.end(settlement.message)
+        self._log.error("cannot write what became of a message", upstream=line.plan.name, error=str(error))
+        task = asyncio.create_task(self._write_again(line, settlement), name=f"settle {format_id(settlement.message)}")
+        self._unsettled.add(task)
+        task.add_done_callback(self._unsettled.discard)
 
-    async def _write_again(self, line: _Line, settlement: Settlement, last: bool) -> None:
-        wait = 0.5
+    async def _write_again(self, line: Line, settlement: Settlement) -> None:
+        wait = WRITE_AGAIN
         while True:
             await asyncio.sleep(wait)
             wait = min(wait * 2, 15.0)
             try:
                 await self._store.settle(settlement)
             except StoreError as error:
+                if self._is_gone(error, settlement.message):
+                    break
                 self._log.error("still cannot write what became of a message", error=str(error))
             else:
                 break
-        line.lane.blocked -= 1
-        self._after(line, settlement, last)
+        line.written_at_last(settlement.message)
+        self._after(line, settlement, last=False)
         line.crew.all_ready()
 
-    def _after(self, line: _Line, settlement: Settlement, last: bool) -> None:
+    def _is_gone(self, error: BaseException, message: MessageId) -> bool:
+        """Its segment was damaged and set aside: there is nothing left that could be written to."""
+        if not isinstance(error, NoSuchMessageError):
+            return False
+        self._log.error("what became of a message has no place any more", id=format_id(message), error=str(error))
+        return True
+
+    def _after(self, line: Line, settlement: Settlement, last: bool) -> None:
         """The settlement is on disk: make room in the window, and remember what is due and owed."""
         if last:
-            line.lane.done(settlement.message)
+            line.end(settlement.message)
         for change in settlement.changes:
             if change.after.due is not None:
                 line.lane.due_at(change.after.due)

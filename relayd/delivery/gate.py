@@ -5,12 +5,15 @@ A pure state machine over clock readings; the dispatcher reports trouble and suc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relayd.core.units import Millis
 
 FIRST_PAUSE: Millis = 5_000
 LONGEST_PAUSE: Millis = 300_000
+MOST_SUSPECTS = 1000
+_JITTER = 4
+"""A pause is longer by up to this part of it."""
 
 
 @dataclass(slots=True)
@@ -23,6 +26,8 @@ class Gate:
     troubles: int = 0
     """Pauses in a row without a success between them."""
     probing: bool = False
+    suspects: set[str] = field(default_factory=set)
+    """Envelope senders refused at MAIL since the last success: it may be their trouble alone. """
 
     @property
     def paused(self) -> bool:
@@ -31,21 +36,29 @@ class Gate:
 
     def may_take(self, now: Millis) -> bool:
         """May a carrier take a message now? While in trouble only one may, once the pause is over."""
-        if not self.troubles:
-            return True
-        return not self.probing and now >= self.paused_until
+        return not self.troubles or (not self.probing and self.left(now) <= 0)
+
+    def left(self, now: Millis) -> Millis:
+        """Milliseconds of the pause that are left. A clock that was put back makes none longer than it can be."""
+        if self.paused_until - now > LONGEST_PAUSE + LONGEST_PAUSE // _JITTER:
+            self.paused_until = now
+        return max(self.paused_until - now, 0)
+
+    def end_pause(self) -> None:
+        """Let a probe try at once: something about the upstream was changed."""
+        self.paused_until, self.probing = 0, False
 
     def taken(self) -> None:
         """A message was taken: while in trouble it is the probe."""
         if self.troubles:
             self.probing = True
 
-    def trouble(self, now: Millis, reason: str, jitter: float) -> Millis:
+    def trouble(self, now: Millis, reason: str, jitter: float, suspect: str | None = None) -> Millis:
         """The upstream's own trouble: pause. Returns when to try again. `jitter` is random, 0 to 1.
 
         Carriers that fail together report one trouble, so within a pause nothing grows.
         """
-        if self.troubles and now < self.paused_until:
+        if self.troubles and self.left(now) > 0:
             return self.paused_until
         if not self.troubles:
             self.since = now
@@ -53,13 +66,16 @@ class Gate:
         self.troubles += 1
         self.probing = False
         self.reason = reason
-        self.paused_until = now + round(pause * (1 + jitter / 4))
+        if suspect is not None and len(self.suspects) < MOST_SUSPECTS:
+            self.suspects.add(suspect)
+        self.paused_until = now + round(pause * (1 + jitter / _JITTER))
         return self.paused_until
 
     def success(self) -> bool:
         """The upstream works. True when this ends a pause."""
         ended = self.troubles > 0
         self.troubles, self.probing, self.paused_until, self.reason = 0, False, 0, ""
+        self.suspects.clear()
         return ended
 
     def abandoned(self) -> None:

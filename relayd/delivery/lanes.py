@@ -64,6 +64,7 @@ class Lane:
         """Counts `clear`: what was read before it says nothing any more."""
         self._changed: set[MessageId] | None = None
         """Claimed while the store was being asked, so that its answer about them may be stale; None while it is not."""
+        self._landing: asyncio.Future[None] | None = None
         self._again: set[MessageId] = set()
         """In the window, but another recipient of theirs came due meanwhile and was passed over."""
         self._feeder: asyncio.Task[None] | None = None
@@ -72,7 +73,10 @@ class Lane:
         """Settlements that could not be written: nothing more is taken until they are."""
 
     def start(self) -> None:
-        """Begin to feed from the store."""
+        """Begin, or go on, to feed from the store."""
+        if self._feeder is not None:
+            self._feeder.cancel()
+        self._next_due = 0
         self._feeder = asyncio.create_task(self._feed(), name=f"feed {self.name or 'unrouted'}")
 
     async def stop(self) -> None:
@@ -96,10 +100,15 @@ class Lane:
         """Deliveries that carriers have in hand."""
         return len(self._flying)
 
-    @property
-    def in_hand(self) -> frozenset[MessageId]:
-        """The messages that carriers have in hand."""
-        return frozenset(self._flying)
+    def has_in_hand(self, message: MessageId) -> bool:
+        """Has a carrier taken it, and is what became of it not on disk yet?"""
+        return message in self._flying
+
+    async def landed(self) -> None:
+        """Wait until carriers have nothing in hand."""
+        while self._flying:
+            self._landing = asyncio.get_running_loop().create_future()
+            await self._landing
 
     def push(self, delivery: Delivery) -> None:
         """Fresh mail, kept on disk already. Where the window is full it waits there."""
@@ -125,10 +134,17 @@ class Lane:
             self._next_due = when
             self._wake.set()
 
+    def look(self) -> None:
+        """Anything may be due: look at once."""
+        self._next_due = 0
+        self._wake.set()
+
     def take(self) -> Delivery | None:
         """The next delivery, fresh and stored ones in turn; None when there is none or the upstream is paused."""
         if self.blocked or not (self._fresh or self._stored) or not self.gate.may_take(self._clock()):
             return None
+        if self.gate.suspects:
+            self._put_in_front(self.gate.suspects)
         while self._fresh or self._stored:
             first, second = (self._stored, self._fresh) if self._turn_of_stored else (self._fresh, self._stored)
             self._turn_of_stored = not self._turn_of_stored
@@ -143,9 +159,21 @@ class Lane:
             self._let_go(delivery)  # claimed meanwhile
         return None
 
+    def _put_in_front(self, suspects: set[str]) -> None:
+        """The probe is to be of a sender that is no suspect, if any is here: it tells whose trouble it is."""
+        for queue in (self._fresh, self._stored):
+            for place, delivery in enumerate(queue):
+                if delivery.message.envelope.sender not in suspects and self._held.get(delivery.message.id) is delivery:
+                    del queue[place]
+                    queue.appendleft(delivery)
+                    self._turn_of_stored = queue is self._stored
+                    return
+
     def done(self, message: MessageId) -> None:
         """What was taken is settled on disk (or is to be read again from there)."""
         self._flying.discard(message)
+        if self._landing is not None and not self._flying and not self._landing.done():
+            self._landing.set_result(None)
         delivery = self._held.pop(message, None)
         if delivery is None:
             return
@@ -164,8 +192,7 @@ class Lane:
         self._held = {i: d for i, d in self._held.items() if i in self._flying or d is None}
         self._again &= self._flying
         self._emptied += 1
-        self._next_due = 0
-        self._wake.set()
+        self.look()
 
     def claim(self, message: MessageId) -> bool:
         """Keep a message out of the window while it is changed; False while a carrier has it in hand."""

@@ -106,6 +106,8 @@ class RouteTable:
     """The compiled routes of one configuration."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = tuple(routes)
+        """What it was made of; tables of equal routes decide alike."""
         self._rules = tuple((_conditions(route.match), route.upstream) for route in routes)
         self.labels = frozenset(
             name.lower() for route in routes if route.match is not None for name in route.match.header or ()

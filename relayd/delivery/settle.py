@@ -223,10 +223,10 @@ def steer(
 
 
 def move(message: Message, recipients: Sequence[Waiting], lane: str, now: Millis) -> Settlement:
-    """The routes chose another upstream for these recipients: they are due there at once."""
+    """The routes chose another upstream for these recipients: due there at once, unless held or parked."""
     changes = tuple(
         Change(
-            replace(waiting, lane=lane, due=now, notice=None),
+            replace(waiting, lane=lane, due=None if waiting.due is None else now, notice=None),
             _event(message, waiting, EventKind.MOVED, now, {"from": waiting.lane, "upstream": lane}),
         )
         for waiting in recipients

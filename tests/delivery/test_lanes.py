@@ -130,7 +130,7 @@ async def test_memory_is_given_back_whatever_becomes_of_a_delivery(store: Sqlite
     assert first is not None
     assert second is not None
     lane.done(first.message.id)
-    assert lane.claim(next(iter(d for d in lane._held if d not in lane.in_hand)))
+    assert lane.claim(next(iter(d for d in lane._held if not lane.has_in_hand(d))))
     await lane.stop()
     lane.done(second.message.id)
     assert memory.used == 0

@@ -6,7 +6,29 @@ What goes over a wire is tested with fake_upstream.py; here it is about order, w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from relayd.config.models import Match, Route, Spool
+from relayd.core.ids import MessageId
+from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage, State
+from relayd.core.mail import Envelope, Recipient
+from relayd.core.reply import Reply
+from relayd.core.retry import parse_schedule
+from relayd.core.session import ConnectFailedError, Outgoing, Sent
+from relayd.delivery.dispatch import Dispatcher, Plan, UpstreamPlan
+from relayd.delivery.dkim import Signer, SigningPool
+from relayd.delivery.routing import RouteTable
+from relayd.delivery.settle import Policy
+from relayd.delivery.steering import Steering
+from relayd.intake.memory import MemoryBudget
+from relayd.spool.filter import QueueFilter
+from relayd.spool.sqlite import SqliteStore
+from relayd.spool.store import Delivery, Settlement, Store, Waiting
+from tests.support.clock import Clock
+from tests.support.mail import CONTENT, make_message
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -14,3 +36,226 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the parts under test ring no bell for tests
             await asyncio.sleep(0.001)
+
+
+TAKEN = Outcome(OutcomeKind.DELIVERED, Stage.DOT, Reply(250, "2.0.0", "Ok"), "delivered")
+LATER = Outcome(OutcomeKind.DEFERRED, Stage.RCPT, Reply(450, "4.2.1", "Later"), "unknown")
+NEVER = Outcome(OutcomeKind.REJECTED, Stage.RCPT, Reply(550, "5.1.1", "Nobody here"), "unknown")
+SILENCE = Outcome(OutcomeKind.UNCERTAIN, Stage.DOT, Reply(451, "4.4.2", "No answer"), "unknown")
+NOT_YOU = Outcome(OutcomeKind.TROUBLE, Stage.MAIL, Reply(550, "5.7.1", "Sender not allowed"), "unknown")
+QUOTA = Outcome(OutcomeKind.TROUBLE, Stage.RCPT, Reply(550, "5.4.5", "Daily quota exceeded"), "unknown")
+NO_LINE = Outcome(OutcomeKind.TROUBLE, Stage.CONNECT, Reply(451, "4.4.1", "Connection refused"), "unknown")
+
+Answer = Callable[[Outgoing], Sequence[Outcome] | Awaitable[Sequence[Outcome]]]
+
+
+class ScriptedUpstream:
+    """A Connector and what it was given. `answer` says what becomes of each transaction."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.answer: Answer = lambda mail: [TAKEN] * len(mail.recipients)
+        self.refuses: Outcome | None = None
+        """Opening a session fails with this."""
+        self.transactions: list[Outgoing] = []
+        self.accepted: Counter[tuple[str, str]] = Counter()
+        """How often the whole mail arrived here, by id and recipient: taken, or nobody knows."""
+        self.open_now = 0
+        self.most_open = 0
+        self.probe_error: Exception | None = None
+
+    async def open(self) -> ScriptedSession:
+        await asyncio.sleep(0)
+        if self.refuses is not None:
+            raise ConnectFailedError(self.refuses, "", "nowhere:0")
+        self.open_now += 1
+        self.most_open = max(self.most_open, self.open_now)
+        return ScriptedSession(self)
+
+
+class ScriptedSession:
+    """See relayd/core/session.py."""
+
+    endpoint = "here:25"
+    tls: str | None = None
+
+    def __init__(self, upstream: ScriptedUpstream) -> None:
+        self.sent = 0
+        self._upstream = upstream
+        self._open = True
+
+    @property
+    def usable(self) -> bool:
+        return self._open
+
+    async def send(self, mail: Outgoing) -> Sent:
+        self.sent += 1
+        upstream = self._upstream
+        upstream.transactions.append(mail)
+        answer = upstream.answer(mail)
+        outcomes = tuple(answer if isinstance(answer, Sequence) else await answer)
+        for recipient, outcome in zip(mail.recipients, outcomes, strict=True):
+            if outcome.kind in (OutcomeKind.DELIVERED, OutcomeKind.UNCERTAIN):
+                upstream.accepted[mail.id, recipient.address] += 1
+        return Sent(outcomes, outcomes[-1].stage, str(outcomes[-1].reply), None, dsn=False)
+
+    async def probe(self) -> bool:
+        if self._upstream.probe_error is not None:
+            raise self._upstream.probe_error
+        return self._open
+
+    async def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._upstream.open_now -= 1
+
+
+class Watcher:
+    """A DeliveryObserver that counts."""
+
+    def __init__(self) -> None:
+        self.connections_now: Counter[str] = Counter()
+        self.paused_now: dict[str, bool] = {}
+
+    def attempt(self, upstream: str, seconds: float) -> None:
+        pass
+
+    def connections(self, upstream: str, change: int) -> None:
+        self.connections_now[upstream] += change
+
+    def connect_failed(self, upstream: str, cls: str) -> None:
+        pass
+
+    def paused(self, upstream: str, paused: bool) -> None:
+        self.paused_now[upstream] = paused
+
+    def report(self, kind: str) -> None:
+        pass
+
+
+class TrickyStore:
+    """The real store, save that tests decide about settlements: `before` may wait or raise."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.real = store
+        self.before: Callable[[Settlement], Awaitable[None]] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
+
+    def settle(self, settlement: Settlement) -> asyncio.Future[None]:
+        if self.before is None:
+            return self.real.settle(settlement)
+        before = self.before
+
+        async def settled() -> None:
+            await before(settlement)
+            await self.real.settle(settlement)
+
+        task = asyncio.create_task(settled(), name="tricky settle")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class World:
+    """One worker's delivery on a spool in `directory`, with a clock that is moved by hand."""
+
+    def __init__(self, directory: Path, clock: Clock | None = None) -> None:
+        self.directory = directory
+        self.clock = clock or Clock()
+        self.upstreams: dict[str, ScriptedUpstream] = {}
+        self.watcher = Watcher()
+        self.memory = MemoryBudget(1 << 24)
+        self.lifetime = 5 * 86_400_000
+        self.on_uncertain = OnUncertain.RETRY
+        self.settings: dict[str, dict[str, object]] = {}
+        """Fields of UpstreamPlan, by upstream."""
+        self.owed = 0
+
+    def upstream(self, name: str) -> ScriptedUpstream:
+        """The upstream of this name, made at the first mention."""
+        return self.upstreams.setdefault(name, ScriptedUpstream(name))
+
+    def plan(self, routes: dict[str, str] | str, *names: str, window: int = 100) -> Plan:
+        """`routes`: recipient domain → upstream, in order; or one upstream for all. `names`: upstreams beside those."""
+        table = [
+            Route(match=None if domain == "*" else Match(recipient_domain=domain), upstream=name)
+            for domain, name in ({"*": routes} if isinstance(routes, str) else routes).items()
+        ]
+        upstreams = {}
+        for name in (*(route.upstream for route in table), *names):
+            facts: dict[str, object] = {"connections": 4, "recipients": 100, "identity": name}
+            facts |= self.settings.get(name, {})
+            upstreams[name] = UpstreamPlan(
+                name,
+                self.upstream(name),
+                on_uncertain=self.on_uncertain,
+                **facts,  # type: ignore[arg-type]
+            )
+        policy = Policy(parse_schedule("1m, 5m*"), self.lifetime, 0, notify=True)
+        return Plan(upstreams, RouteTable(table), SigningPool(Signer([], self.clock)), policy, window)
+
+    async def open(self, plan: Plan) -> None:
+        """Start on what is on disk."""
+        self.store = SqliteStore(self.directory / "spool", 0, 1, Spool(), self.clock)
+        await self.store.open()
+        self.tricky = TrickyStore(self.store)
+        run = self.directory / "run"
+        run.mkdir(exist_ok=True)
+        self.current = plan
+        self.dispatcher = Dispatcher(
+            cast("Store", self.tricky),
+            self.memory,
+            plan,
+            observer=self.watcher,
+            clock=self.clock,
+            owed=self._owe,
+            run_dir=run,
+        )
+        self.steering = Steering(cast("Store", self.tricky), self.dispatcher, plan.policy, self.clock, self._owe)
+        await self.dispatcher.start()
+
+    def _owe(self) -> None:
+        self.owed += 1
+
+    async def reload(self, plan: Plan) -> None:
+        """Take another plan."""
+        self.current = plan
+        await self.dispatcher.apply(plan)
+
+    async def close(self, seconds: float = 5) -> None:
+        """Stop in good order."""
+        await self.dispatcher.stop(asyncio.get_running_loop().time() + seconds)
+        await self.store.close()
+
+    async def accept(self, *addresses: str, sender: str = "shop@example.com", push: bool = True) -> MessageId:
+        """Keep a mail and hand it on, as intake does."""
+        message = make_message(self.store.mint(), envelope=Envelope(sender), accepted_at=self.clock())
+        waiting = []
+        for n, address in enumerate(addresses):
+            recipient = Recipient(address)
+            lane = self.current.table.upstream_for(message, recipient) or ""
+            waiting.append(Waiting(n, recipient, lane, due=self.clock()))
+        await self.store.accept(message, waiting, CONTENT)
+        if push:
+            for lane in dict.fromkeys(w.lane for w in waiting):
+                part = tuple(w for w in waiting if w.lane == lane)
+                self.dispatcher.push(Delivery(message, part, CONTENT))
+        return message.id
+
+    async def states(self, message: MessageId) -> list[State]:
+        """How each recipient stands."""
+        return [waiting.state for waiting in (await self.store.history(message)).recipients]
+
+    async def waiting(self) -> list[Waiting]:
+        """Every recipient that is not final."""
+        return [w for d in await self.store.select(QueueFilter(), 10_000) for w in d.recipients]
+
+    async def settled(self, *messages: MessageId, state: State = State.DELIVERED) -> None:
+        """Wait until all recipients of these messages have a state."""
+        async with asyncio.timeout(20):
+            for message in messages:
+                while set(await self.states(message)) != {state}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)

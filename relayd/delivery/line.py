@@ -1,0 +1,128 @@
+"""One upstream at work: its lane, its crew, and what their attempts tell about the upstream.
+
+What an attempt means for a recipient is settle.py's; here it is about whether to go on, pause, or wait with a sender.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from relayd.core.ids import MessageId
+from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
+from relayd.core.session import Connector, Sent
+from relayd.core.units import Millis
+from relayd.delivery.crew import Crew
+from relayd.delivery.lanes import Lane
+from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.senders import RefusedSenders
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPlan:
+    """What the dispatcher needs to know of one upstream."""
+
+    name: str
+    connector: Connector
+    connections: int
+    recipients: int
+    """Most recipients in one transaction."""
+    on_uncertain: OnUncertain
+    identity: object
+    """Compares unequal when sessions opened under another plan must not be used any more."""
+    return_path: Callable[[MessageId, int, Millis], str] | None = None
+    """Makes the envelope sender of one recipient, for bounces to name it; None: the message's own sender goes out."""
+    sign: bool = True
+
+
+_BEHIND_MAIL = frozenset({Stage.RCPT, Stage.DATA, Stage.DOT})
+
+
+def trouble_in(sent: Sent) -> Outcome | None:
+    """The upstream's own trouble, if any recipient met with it."""
+    for outcome in sent.outcomes:
+        if outcome.kind is OutcomeKind.TROUBLE:
+            return outcome
+    return None
+
+
+@dataclass(slots=True)
+class Line:
+    """One upstream at work."""
+
+    lane: Lane
+    plan: UpstreamPlan
+    observer: DeliveryObserver
+    random: random.Random
+    crew: Crew = field(init=False)
+    senders: RefusedSenders = field(default_factory=RefusedSenders)
+    unwritten: dict[MessageId, int] = field(default_factory=dict)
+    """Settlements that could not be written yet, by message."""
+    ended: set[MessageId] = field(default_factory=set)
+    """Of these messages the last attempt is settled; they are let go of when nothing is unwritten."""
+
+    def judge(self, sent: Sent, sender: str, now: Millis) -> Millis:
+        """Open or close the upstream's gate; when to try again what its trouble kept back."""
+        gate = self.lane.gate
+        trouble = trouble_in(sent)
+        if trouble is not None:
+            return self._trouble(trouble, sender, now)
+        if gate.paused or self.senders:
+            if all(outcome.stage is Stage.LOCAL for outcome in sent.outcomes):
+                gate.abandoned()
+                return now
+            if any(outcome.stage in _BEHIND_MAIL for outcome in sent.outcomes):
+                self.senders.works(sender)
+            if gate.success():
+                self.observer.paused(self.plan.name, False)
+                structlog.get_logger("relayd.delivery").info("upstream works again", upstream=self.plan.name)
+                self.crew.all_ready()
+        return now
+
+    def _trouble(self, trouble: Outcome, sender: str, now: Millis) -> Millis:
+        gate, log = self.lane.gate, structlog.get_logger("relayd.delivery")
+        suspect = sender if trouble.stage is Stage.MAIL else None
+        if suspect is not None:
+            until = self.senders.refused(sender, trouble, now, self.random.random())
+            if until is not None:
+                log.warning("sender refused", upstream=self.plan.name, sender=sender, reply=str(trouble.reply))
+                gate.abandoned()
+                return until
+        began = not gate.paused
+        resume = gate.trouble(now, str(trouble.reply), self.random.random(), suspect)
+        if began:
+            self.observer.paused(self.plan.name, True)
+        log.warning(
+            "upstream in trouble",
+            upstream=self.plan.name,
+            stage=trouble.stage.value,
+            reply=str(trouble.reply),
+            next_try_seconds=round((resume - now) / 1000, 1),
+        )
+        self.crew.ready()
+        return resume
+
+    def end(self, message: MessageId) -> None:
+        """The last attempt of what was taken is settled: let go of the message once all of it is on disk."""
+        if message in self.unwritten:
+            self.ended.add(message)
+        else:
+            self.lane.done(message)
+
+    def cannot_write(self, message: MessageId) -> None:
+        """Take nothing more: what was delivered but is not written must not be taken for undelivered."""
+        self.lane.blocked += 1
+        self.unwritten[message] = self.unwritten.get(message, 0) + 1
+
+    def written_at_last(self, message: MessageId) -> None:
+        """One of the settlements that could not be written is on disk now, or never will be."""
+        self.lane.blocked -= 1
+        self.unwritten[message] -= 1
+        if not self.unwritten[message]:
+            del self.unwritten[message]
+            if message in self.ended:
+                self.ended.discard(message)
+                self.lane.done(message)
