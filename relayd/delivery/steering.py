@@ -6,18 +6,19 @@ Each act goes message by message through the lifecycle table; a message that is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from relayd.core.ids import MessageId, format_id
-from relayd.core.lifecycle import Act
+from relayd.core.lifecycle import ATTEMPTABLE, Act
 from relayd.core.units import Millis
 from relayd.delivery.settle import Policy, delay, expire, steer
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Delivery, Settlement, Store
 
 _BATCH = 1000
+_ATTEMPTABLE = QueueFilter(states=ATTEMPTABLE)
 
 
 class Queue(Protocol):
@@ -77,16 +78,14 @@ class Steering:
         def steered(delivery: Delivery, now: Millis) -> Settlement:
             return steer(delivery.message, delivery.recipients, deed, self.policy, now, by=by, reason=reason)
 
-        while True:
-            found = await self._store.select(wanted, _BATCH, after)
-            written, busy = await self._change(found, steered)
+        while found := await self._store.select(wanted, _BATCH, after):
+            after = max(delivery.message.id for delivery in found)
+            written, busy = await self._change(found, wanted, steered)
             done.busy += busy
             for settlement in written:
                 done.recipients += len(settlement.changes)
                 done.messages.append(format_id(settlement.message))
-            if not found:
-                return done
-            after = max(delivery.message.id for delivery in found)
+        return done
 
     async def expire(self) -> int:
         """End what is past its lifetime, whatever state its upstream is in. How many recipients that was."""
@@ -103,7 +102,11 @@ class Steering:
             return 0
 
         def told(delivery: Delivery, now: Millis) -> Settlement:
-            changes = tuple(delay(delivery.message, w, self.policy, now) for w in delivery.recipients)
+            changes = tuple(
+                delay(delivery.message, waiting, self.policy, now)
+                for waiting in delivery.recipients
+                if not waiting.delayed
+            )
             return Settlement(delivery.message.id, changes)
 
         return await self._sweep(self._store.undelayed, self.policy.delay_notice, told)
@@ -117,27 +120,69 @@ class Steering:
         """Change everything that was accepted longer ago than `age`, batch by batch."""
         changed = 0
         while found := await find(self._clock() - age, _BATCH):
-            written, busy = await self._change(found, change)
+            written, _ = await self._change(found, _ATTEMPTABLE, change)
             changed += sum(len(settlement.changes) for settlement in written)
-            if busy:
+            if not written:
                 break  # what is being sent now is met again in the next round
         return changed
 
     async def _change(
-        self, found: Sequence[Delivery], change: Callable[[Delivery, Millis], Settlement]
+        self, found: Sequence[Delivery], wanted: QueueFilter, change: Callable[[Delivery, Millis], Settlement]
     ) -> tuple[list[Settlement], int]:
-        """Settle what the change makes of each message; the settlements written, and how many were being sent."""
-        now = self._clock()
-        claimed = [delivery for delivery in found if self._queue.claim(delivery.message.id)]
+        """Settle what the change makes of each message; the settlements written, and how many were being sent.
+
+        Raises StoreError when some could not be written; the others are.
+        """
+        claimed = [delivery.message.id for delivery in found if self._queue.claim(delivery.message.id)]
+        lanes: set[str] = set()
+        writing: list[asyncio.Future[None]] = []
+        settlements: list[Settlement] = []
         try:
-            settlements = [s for s in (change(delivery, now) for delivery in claimed) if s.changes]
-            await asyncio.gather(*(self._store.settle(settlement) for settlement in settlements))
+            for delivery in await self._standing(claimed, wanted):
+                lanes.update(waiting.lane for waiting in delivery.recipients)
+                settlement = change(delivery, self._clock())
+                if settlement.changes:
+                    settlements.append(settlement)
+                    writing.append(self._store.settle(settlement))
+            if writing:
+                await asyncio.wait(writing)
         finally:
-            for delivery in claimed:
-                self._queue.unclaim(delivery.message.id)
+            lanes.update(waiting.lane for delivery in found for waiting in delivery.recipients)
+            # whoever asked may go away: what is being written stays claimed until it is
+            self._when_done(writing, lambda: self._release(claimed, lanes))
+        for written in writing:
+            written.result()
         if any(c.after.notice for settlement in settlements for c in settlement.changes):
             self._owed()
-        # claimed messages left the window: those that still wait are read from disk again when due
-        for lane in {waiting.lane for delivery in claimed for waiting in delivery.recipients}:
-            self._queue.wake(lane, now)
         return settlements, len(found) - len(claimed)
+
+    async def _standing(self, claimed: Sequence[MessageId], wanted: QueueFilter) -> list[Delivery]:
+        """Claimed messages as they stand now that nobody else changes them; until then somebody may have."""
+        if not claimed:
+            return []
+        return await self._store.select(replace(wanted, ids=frozenset(claimed)), len(claimed))
+
+    @staticmethod
+    def _when_done(writing: Sequence[asyncio.Future[None]], call: Callable[[], None]) -> None:
+        left = sum(not future.done() for future in writing)
+        if not left:
+            call()
+            return
+
+        def one_less(_: asyncio.Future[None]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                call()
+
+        for future in writing:
+            if not future.done():
+                future.add_done_callback(one_less)
+
+    def _release(self, claimed: Sequence[MessageId], lanes: Iterable[str]) -> None:
+        for message in claimed:
+            self._queue.unclaim(message)
+        # claimed messages left the window: those that still wait are read from disk again when due
+        now = self._clock()
+        for lane in lanes:
+            self._queue.wake(lane, now)
