@@ -13,6 +13,13 @@ from tests.support.daemon import Daemon
 MakeDaemon = Callable[..., Daemon]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Many processes on a busy machine take their time; nothing here is slow when it is not."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(400))
+
+
 @pytest.fixture
 async def make_daemon(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[MakeDaemon]:
     """Makes daemons, each in a directory of its own; what runs at the end of the test is killed."""

@@ -30,7 +30,7 @@ from relayd.spool.audit import AuditReport, audit
 from tests.support import forking
 from tests.support.fake_upstream import FakeUpstream, ca_file
 
-PATIENCE = 40.0
+PATIENCE = 100.0
 """Seconds after which a condition that does not come true fails the test."""
 Event = dict[str, Any]
 Condition = Callable[[], Any]
