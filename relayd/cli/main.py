@@ -18,6 +18,7 @@ from relayd.cli import (
     config,
     daemon,
     domain,
+    inbound,
     message,
     queue,
     route,
@@ -150,6 +151,7 @@ def version(as_json: JSONOption = False) -> None:
 daemon.register(app)
 app.add_typer(config.app, name="config")
 app.add_typer(queue.app, name="queue")
+app.add_typer(inbound.app, name="inbound")
 app.add_typer(message.app, name="message")
 app.add_typer(route.app, name="route")
 app.add_typer(upstream.app, name="upstream")

@@ -27,6 +27,10 @@ Remote = Callable[[int, str, dict[str, Any]], Awaitable[Any]]
 """Asks the worker of a slot: verb and arguments. Raises FactError when it does not answer."""
 
 
+_Wanted = tuple[Millis, "asyncio.Future[list[MessageId]]"]
+"""Since when to look for a Message-ID, and who waits for what is found."""
+
+
 class Spool(Protocol):
     """What is asked of a worker's store."""
 
@@ -47,7 +51,7 @@ class Archive:
         self._remote = remote
         self._locks = [asyncio.Lock() for _ in range(slots)]
         self._search: asyncio.Task[None] | None = None
-        self._wanted: dict[str, tuple[Millis, asyncio.Future[list[MessageId]]]] = {}
+        self._wanted: dict[str, _Wanted] = {}
 
     # -- what is asked of us by other workers
 
@@ -97,10 +101,11 @@ class Archive:
         if self._search is not None:
             self._search.cancel()
             await asyncio.gather(self._search, return_exceptions=True)
+        self._give_up({})  # a search that was cancelled before its first step could not
 
     async def _search_all(self) -> None:
         loop = asyncio.get_running_loop()
-        batch: dict[str, tuple[Millis, asyncio.Future[list[MessageId]]]] = {}
+        batch: dict[str, _Wanted] = {}
         try:
             while self._wanted:
                 batch, self._wanted = self._wanted, {}
@@ -108,12 +113,15 @@ class Archive:
                 await self._search_for(batch)
                 await asyncio.sleep(min((loop.time() - begun) * PAUSE, MOST_PAUSE))
         finally:
-            self._search = None
-            left, self._wanted = [*batch.values(), *self._wanted.values()], {}
-            for _, future in left:
-                _fail(future, FactError("the search was given up"))
+            self._give_up(batch)
 
-    async def _search_for(self, batch: dict[str, tuple[Millis, asyncio.Future[list[MessageId]]]]) -> None:
+    def _give_up(self, batch: Mapping[str, _Wanted]) -> None:
+        self._search = None
+        left, self._wanted = [*batch.values(), *self._wanted.values()], {}
+        for _, future in left:
+            _fail(future, FactError("the search was given up"))
+
+    async def _search_for(self, batch: Mapping[str, _Wanted]) -> None:
         args = {"ids": list(batch), "since": min(since for since, _ in batch.values())}
         found: dict[str, list[MessageId]] = {}
         try:

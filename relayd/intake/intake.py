@@ -205,7 +205,9 @@ class Intake:
         paths = self._return_paths
         if paths is None:
             return admission.NOT_OURS
-        if paths.is_role(address) or paths.read(address, self._clock()) is not None:
+        # the listener completes a bare <postmaster> by our host name
+        at_host = address.lower() == f"postmaster@{self._hostname}"
+        if at_host or paths.is_role(address) or paths.read(address, self._clock()) is not None:
             return None
         return admission.FORGED if paths.looks_issued(address) else admission.NOT_OURS
 

@@ -42,10 +42,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class KeptMail:
-    """One mail as the sandbox was given it."""
+    """One mail as it was given."""
 
     id: int
-    """The sandbox's own number."""
+    """The file's own number."""
     at: Millis
     message: str
     """The message id, as logs write it."""
@@ -55,8 +55,8 @@ class KeptMail:
     size: int
 
 
-class NoSandboxError(Exception):
-    """There is no sandbox database (nothing was sent to the sandbox yet), or no such mail in it."""
+class NotKeptError(Exception):
+    """There is no such file (nothing was kept yet), or no such mail in it."""
 
 
 class _Connection(aiosqlite.Connection):
@@ -176,13 +176,13 @@ def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
     return result
 
 
-# the reading side, for `relayd sandbox`
+# the reading side, for `relayd sandbox` and `relayd inbound`
 
 
 @contextmanager
 def _reading(path: Path, mode: str = "ro") -> Iterator[sqlite3.Connection]:
     if not path.exists():
-        raise NoSandboxError("nothing was sent to the sandbox yet")
+        raise NotKeptError(f"nothing was kept in {path.name} yet")
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=10)) as connection:
         yield connection
 
@@ -192,14 +192,14 @@ def _mail(row: Sequence[Any]) -> KeptMail:
 
 
 def listing(path: Path, limit: int = 100) -> list[KeptMail]:
-    """The newest mails, newest first. Raises NoSandboxError, sqlite3.Error."""
+    """The newest mails, newest first. Raises NotKeptError, sqlite3.Error."""
     with _reading(path) as connection:
         rows = connection.execute(f"SELECT {_COLUMNS} FROM mails ORDER BY id DESC LIMIT ?", (limit,))  # noqa: S608
         return [_mail(row) for row in rows]
 
 
 def show(path: Path, key: int | str) -> tuple[KeptMail, bytes]:
-    """One mail and its content, by the sandbox's number, or the newest by message id. Raises NoSandboxError."""
+    """One mail and its content, by the file's number, or the newest by message id. Raises NotKeptError."""
     column = "id" if isinstance(key, int) else "message"
     with _reading(path) as connection:
         row = connection.execute(
@@ -207,14 +207,14 @@ def show(path: Path, key: int | str) -> tuple[KeptMail, bytes]:
             (key,),
         ).fetchone()
     if row is None:
-        raise NoSandboxError(f"the sandbox has no mail {key}")
+        raise NotKeptError(f"{path.name} has no mail {key}")
     return _mail(row), bytes(row[7])
 
 
 def export(path: Path, target: Path, form: Literal["eml", "mbox"] = "eml") -> int:
     """Write all mails, oldest first: one NUMBER.eml each into the folder `target`, or one mbox file `target`.
 
-    How many there were. Raises NoSandboxError, OSError.
+    How many there were. Raises NotKeptError, OSError.
     """
     count = 0
     with _reading(path) as connection:
@@ -243,7 +243,7 @@ def mbox_entry(mail: KeptMail, content: bytes) -> bytes:
 
 
 def clear(path: Path) -> int:
-    """Forget all mails; how many there were. Raises NoSandboxError, sqlite3.Error."""
+    """Forget all mails; how many there were. Raises NotKeptError, sqlite3.Error."""
     with _reading(path, "rw") as connection, connection:
         count = connection.execute("DELETE FROM mails").rowcount
         connection.execute("DELETE FROM refusals")

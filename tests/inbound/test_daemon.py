@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relayd.core.ids import parse_id, slot_of
-from tests.endtoend.client import Client, mail, send_one
+from tests.endtoend.client import Client, id_of, mail, send_one
 from tests.endtoend.conftest import MakeDaemon
 from tests.support.bounces import auto_reply, complaint, letter, report
 from tests.support.daemon import Daemon, local, smtp_upstream
@@ -143,59 +143,25 @@ async def test_it_comes_to_the_worker_that_does_not_have_the_mail(make_daemon: M
     async with FakeUpstream() as upstream:
         daemon = make_daemon(returning(upstream, workers=2))
         await daemon.start()
-        for count in range(1, 41):
-            await send_one(daemon.port, SENDER, f"r{count}@example.org", content=mail(f"n{count}"))
-            if count >= 4 and {slot_of(parse_id(event["id"])) for event in daemon.events("accepted")} == {0, 1}:
-                break
-        await daemon.wait_for_event("delivered", count=count)
-        for taken in upstream.accepted:
-            [recipient] = taken.recipients
+        crossed: set[bool] = set()
+        count = 0
+        while len(crossed) < 2 and count < 60:  # which worker gets a connection is the kernel's choice
+            count += 1
+            recipient = f"r{count}@example.org"
+            number = await send_one(daemon.port, SENDER, recipient)
+            await daemon.wait_for_event("delivered", id=number)
             bounce = report(recipient, message_id=f"<{recipient}>")
-            assert (await come_back(daemon, taken.sender, bounce))[0] == 250
-        await daemon.wait_for_event("bounced", count=count)
-        await daemon.wait_for_event("delivered", count=2 * count)
-        assert sorted(event["recipient"] for event in daemon.events("bounced")) == sorted(
-            taken.recipients[0] for taken in upstream.accepted
-        )
-        crossed = 0
-        for event in daemon.events("delivered", upstream="@inbound"):
-            crossed += slot_of(parse_id(event["id"]))
-        found = await metrics(daemon)
-        assert found['relayd_inbound_facts_total{kind="bounce",result="new"}'] == count
+            answer = await come_back(daemon, upstream.accepted[-1].sender, bounce)
+            await daemon.wait_for_event("bounced", id=number)
+            crossed.add(slot_of(parse_id(id_of(answer))) != slot_of(parse_id(number)))
+        assert crossed == {True, False}
+        assert len(daemon.events("bounced")) == count
 
+        async def counted() -> bool:  # the other worker's figures are shown within a second
+            found = await metrics(daemon)
+            return found.get('relayd_inbound_facts_total{kind="bounce",result="new"}') == count
 
-async def test_a_bounce_waits_for_the_worker_that_has_the_mail(make_daemon: MakeDaemon) -> None:
-    """With the secret known, a bounce is addressed to a worker that is gone: it is deferred, and read later."""
-    async with FakeUpstream() as upstream:
-        daemon = make_daemon(returning(upstream, workers=2, retry={"schedule": "200ms*"}))
-        await daemon.start()
-        seen: dict[int, str] = {}
-        for count in range(1, 61):
-            number = await send_one(daemon.port, SENDER, f"r{count}@example.org")
-            seen.setdefault(slot_of(parse_id(number)), f"r{count}@example.org")
-            if len(seen) == 2:
-                break
-        await daemon.wait_for_event("delivered", count=count)
-        pids = daemon.worker_pids()
-        import os
-        import signal
-
-        os.kill(pids[1], signal.SIGSTOP)
-        try:
-            taken = next(taken for taken in upstream.accepted if taken.recipients == [seen[1]])
-            # a stopped worker takes connections of its own socket but never speaks: find the other one
-            for _ in range(20):
-                try:
-                    async with asyncio.timeout(2):
-                        answer = await come_back(daemon, taken.sender, report(seen[1]))
-                except TimeoutError:
-                    continue
-                assert answer[0] == 250
-                break
-        finally:
-            os.kill(pids[1], signal.SIGCONT)
-        await daemon.wait_for_event("bounced", recipient=seen[1])
-        assert len(daemon.events("bounced")) == 1
+        await daemon.until(counted, "every fact is counted once")
 
 
 async def test_reports_are_matched_by_what_they_return(make_daemon: MakeDaemon) -> None:
@@ -242,7 +208,8 @@ async def test_complaints_auto_replies_and_letters(make_daemon: MakeDaemon) -> N
         assert (await come_back(daemon, path, auto_reply("a@example.org", to=path)))[0] == 250
         await daemon.wait_for_event("replied", id=number)
         question = letter(to=f"postmaster@{DOMAIN}")
-        assert (await come_back(daemon, "postmaster", question, "somebody@example.net"))[0] == 250
+        answer = await come_back(daemon, "postmaster", question, "somebody@example.net")
+        assert answer[0] == 250, answer
         await daemon.wait_for_event("delivered", count=4)
         [kept] = (await daemon.cli("inbound", "list", "--json")).json
         assert (kept["sender"], kept["subject"]) == ("somebody@example.net", "A question")

@@ -15,7 +15,7 @@ from relayd.core.reply import Reply
 from relayd.core.session import ConnectFailedError
 from relayd.delivery.rehearsal import Act, Rehearsal, rehearsal
 from relayd.delivery.sandbox import SandboxConnector, SandboxSession
-from relayd.spool.keepsake import Keepsakes, NoSandboxError, clear, export, listing, show
+from relayd.spool.keepsake import Keepsakes, NotKeptError, clear, export, listing, show
 from tests.delivery.upstream.helpers import codes, kinds, outgoing
 
 NOW = 1_700_000_000_000
@@ -130,14 +130,14 @@ async def test_the_oldest_go_first(path: Path) -> None:
 
 
 async def test_listing_export_and_clear(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(NoSandboxError):
+    with pytest.raises(NotKeptError):
         listing(path)
     session = await opened(path)
     for n in range(3):
         await session.send(outgoing(content=b"Subject: %d\r\n\r\nFrom here\r\n>From there\r\n" % n))
     await session.close()
     assert [mail.subject for mail in listing(path, 2)] == ["2", "1"]
-    with pytest.raises(NoSandboxError):
+    with pytest.raises(NotKeptError):
         show(path, 99)
     assert export(path, tmp_path / "eml") == 3
     assert (tmp_path / "eml" / "000002.eml").read_bytes() == b"Subject: 1\r\n\r\nFrom here\r\n>From there\r\n"
