@@ -144,6 +144,13 @@ class Act(StrEnum):
     EXPIRE = "expire"
 
 
+_ENDS = {
+    Act.FAIL: Step(State.BOUNCED, EventKind.BOUNCED, counts=False, retry=False),
+    Act.DELETE: Step(State.DELETED, EventKind.DELETED, counts=False, retry=False),
+    Act.EXPIRE: Step(State.EXPIRED, EventKind.EXPIRED, counts=False, retry=False),
+}
+
+
 def act(state: State, deed: Act, *, parked: bool, attempted: bool) -> Step | None:
     """The other half of the table: waiting state × act → step; None where the act changes nothing.
 
@@ -152,22 +159,17 @@ def act(state: State, deed: Act, *, parked: bool, attempted: bool) -> Step | Non
     """
     if state in FINAL:
         return None
-    match deed:
-        case Act.HOLD:
-            return None if state is State.HELD else Step(State.HELD, EventKind.HELD, counts=False, retry=False)
-        case Act.RELEASE:
-            if state is State.HELD:
-                back = State.DEFERRED if attempted else State.QUEUED
-                return Step(back, EventKind.RELEASED, counts=False, retry=True)
-            return Step(state, EventKind.RELEASED, counts=False, retry=True) if parked else None
-        case Act.RETRY:
-            return None if state is State.HELD else Step(state, EventKind.RETRIED, counts=False, retry=True)
-        case Act.FAIL:
-            return Step(State.BOUNCED, EventKind.BOUNCED, counts=False, retry=False)
-        case Act.DELETE:
-            return Step(State.DELETED, EventKind.DELETED, counts=False, retry=False)
-        case Act.EXPIRE:
-            return Step(State.EXPIRED, EventKind.EXPIRED, counts=False, retry=False)
+    if deed in _ENDS:
+        return _ENDS[deed]
+    held = state is State.HELD
+    if deed is Act.RELEASE:
+        back = (State.DEFERRED if attempted else State.QUEUED) if held else state
+        return Step(back, EventKind.RELEASED, counts=False, retry=True) if held or parked else None
+    if held:
+        return None
+    if deed is Act.HOLD:
+        return Step(State.HELD, EventKind.HELD, counts=False, retry=False)
+    return Step(state, EventKind.RETRIED, counts=False, retry=True)
 
 
 @dataclass(frozen=True, slots=True)
