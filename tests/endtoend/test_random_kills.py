@@ -9,14 +9,16 @@ import asyncio
 import os
 import random
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from tests.endtoend.client import Client, mail, subject_of
 from tests.endtoend.conftest import MakeDaemon
 from tests.endtoend.test_crashes import drained
-from tests.support.daemon import Daemon, smtp_upstream
+from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
 
 CLIENTS = 6
@@ -112,7 +114,7 @@ async def killed_again_and_again(
 async def test_ten_times_the_whole_daemon(make_daemon: MakeDaemon) -> None:
     async with FakeUpstream() as upstream:
         section = smtp_upstream(upstream, limits={"connections": CONNECTIONS})
-        daemon = make_daemon({"upstreams": {"acme": section}, "listeners": [_fixed_port()]})
+        daemon = make_daemon({"upstreams": {"acme": section}, "listeners": [fixed_port()]})
 
         async def kill(place: int) -> None:
             await daemon.kill9()
@@ -147,7 +149,7 @@ async def test_one_worker_of_two(make_daemon: MakeDaemon) -> None:
 async def test_the_supervisor(make_daemon: MakeDaemon) -> None:
     async with FakeUpstream() as upstream:
         section = smtp_upstream(upstream, limits={"connections": CONNECTIONS})
-        daemon = make_daemon({"upstreams": {"acme": section}, "workers": 2, "listeners": [_fixed_port()]})
+        daemon = make_daemon({"upstreams": {"acme": section}, "workers": 2, "listeners": [fixed_port()]})
 
         async def kill(place: int) -> None:
             daemon.signal(signal.SIGKILL)
@@ -161,12 +163,8 @@ async def test_the_supervisor(make_daemon: MakeDaemon) -> None:
         check(daemon, load, upstream, 0)
 
 
-def _fixed_port() -> dict[str, object]:
+def fixed_port() -> dict[str, Any]:
     """A listener whose port stays the same over restarts."""
-    import socket
-
-    from tests.support.daemon import local
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return local(bind=[f"127.0.0.1:{sock.getsockname()[1]}"])
