@@ -107,7 +107,8 @@ def _worker_row(worker: dict[str, Any]) -> list[str]:
     if worker.get("draining"):
         remarks.append("draining")
     if worker.get("restarts"):
-        remarks.append(f"restarted {worker['restarts']} times, last: {worker.get('last_fault')}")
+        times = "once" if worker["restarts"] == 1 else f"{worker['restarts']} times"
+        remarks.append(f"restarted {times}, last because: {worker.get('last_fault') or 'unknown'}")
     return [
         str(worker.get("worker", worker.get("slot", "?"))),
         str(worker.get("state", "")),

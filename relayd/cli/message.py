@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at single messages.", no_args_is_help=True, rich_markup_mode=None)
 
-_SAID_ELSEWHERE = frozenset({"upstream", "endpoint", "tls", "reply", "due", "attempt", "delay_ms", "stage", "class"})
+_SAID_ELSEWHERE = frozenset(
+    {"upstream", "endpoint", "tls", "reply", "due", "attempt", "delay_ms", "stage", "class", "upstream_trouble"}
+)
 """Details of an event that its line tells in words of its own, or that the attempt tells."""
 _MOMENTS = frozenset({"due", "since"})
 
@@ -198,6 +200,8 @@ def _words(event: Event) -> str:
         parts.append(f"by {detail['upstream']}")
     if detail.get("reply"):
         parts.append(f"({detail['reply']})")
+    if detail.get("upstream_trouble"):
+        parts.append("(the upstream's own trouble, no attempt counted)")
     due = detail.get("due")
     if isinstance(due, int):
         parts.append(f"next try {moment(due)}")

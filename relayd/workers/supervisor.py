@@ -61,6 +61,9 @@ class _Slot:
     since: float = 0.0
     restarts: int = 0
     reason: str | None = None
+    """What is wrong with the process that it has, or had last."""
+    last_fault: str | None = None
+    """Why it had to be started again."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
 
@@ -153,6 +156,7 @@ class Supervisor:
                 wait = self._patience.first_wait
             slot.state = "restarting"
             slot.restarts += 1
+            slot.last_fault = slot.reason
             self._log.error("worker_ended", worker=slot.number, reason=slot.reason, restart_in=wait)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -274,7 +278,7 @@ class Supervisor:
             "state": slot.state,
             "seconds": round(self._clock() - slot.since),
             "restarts": slot.restarts,
-            "last_fault": slot.reason,
+            "last_fault": slot.last_fault,
         }
         channel = slot.channel
         if slot.state == "ready" and channel is not None:

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from relayd.core.event import Event, EventKind
 from relayd.core.ids import format_id
 from relayd.spool.sqlite import SqliteStore
-from tests.cli.conftest import Site, put, wait_for
+from relayd.spool.store import Change, Settlement
+from tests.cli.conftest import Site, now_ms, put, wait_for
 from tests.support.mail import CONTENT
 
 
@@ -21,6 +23,29 @@ def test_the_history_tells_every_reply_and_the_failed_dialogue(spool: Site) -> N
     assert "accepted" in done.out
     assert "deferred" in done.out
     assert "logged in as shop" in done.out
+
+
+def test_trouble_of_the_upstream_is_told_in_words(site: Site) -> None:
+    async def trouble(store: SqliteStore) -> None:
+        waiting = wait_for(0, "a@example.org")
+        message = await put(store, waiting)
+        site.ids["stuck"] = format_id(message.id)
+        reply = "535 5.7.8 Wrong password"
+        event = Event(
+            now_ms(),
+            message.id,
+            0,
+            EventKind.DEFERRED,
+            "a@example.org",
+            message.envelope.sender,
+            {"upstream": "acme", "reply": reply, "due": now_ms(), "upstream_trouble": True},
+        )
+        await store.settle(Settlement(message.id, (Change(waiting, event),)))
+
+    site.fill(trouble)
+    out = site.run("message", "show", site.ids["stuck"]).out
+    assert "by acme (535 5.7.8 Wrong password) (the upstream's own trouble, no attempt counted) next try" in out
+    assert "True" not in out
 
 
 def test_every_recipient_has_its_own_outcome(spool: Site) -> None:

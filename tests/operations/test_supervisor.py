@@ -104,7 +104,9 @@ async def test_a_killed_worker_is_restarted_and_nobody_is_refused_meanwhile(star
         return facts["state"] == "ready" and facts["restarts"] == 1
 
     await until(again)
-    assert (await workers(supervisor))[1]["pid"] != victim
+    facts = (await workers(supervisor))[1]
+    assert facts["pid"] != victim
+    assert facts["last_fault"] == "killed by SIGKILL", "told for as long as the restart is"
     assert supervisor.healthy()
 
 
