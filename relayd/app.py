@@ -26,6 +26,8 @@ from relayd.core.lifecycle import Act, OnUncertain
 from relayd.core.mail import INBOUND, Message, Recipient
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
+from relayd.delivery.accounts import LaneTable
+from relayd.delivery.credentials import CredentialWatch
 from relayd.delivery.dispatch import Dispatcher, Plan, UpstreamPlan
 from relayd.delivery.dkim import stored_key
 from relayd.delivery.notices import Reporter
@@ -62,6 +64,8 @@ _GAUGES = 10.0
 _RETAIN = 600.0
 _DOMAINS = 1.0
 """Seconds until a change of domains by a command or another worker is seen here."""
+_CREDENTIALS = 15.0
+"""Seconds between looks at tokens that may end soon."""
 _INBOUND_AT_ONCE = 4
 """Mails that came back and are read at the same time, in one worker."""
 _DRAIN_SHARE = 0.5
@@ -113,7 +117,12 @@ class App:
             clock=now_ms,
             return_paths=paths,
             vouching=self._book,
+            stranger=self._stranger,
         )
+        self._credentials = CredentialWatch(
+            self._state, config, f"{slot}-{os.getpid()}", self._metrics.credential, now_ms
+        )
+        self._tokens = self._credentials.use(self._secret)
         self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
         self._inbound = InboundDesk(
             config,
@@ -128,7 +137,7 @@ class App:
             slot=slot,
             slots=slots,
         )
-        self._plan = self._with_inbound(build_plan(config, now_ms, paths), config)
+        self._plan = self._with_inbound(build_plan(config, now_ms, paths, self._tokens), config)
         self._reporter = Reporter(
             self._store,
             self._intake,
@@ -189,6 +198,7 @@ class App:
         self._duty(_SWEEP, "sweep", self._sweep)
         self._duty(_GAUGES, "gauges", self._gauge)
         self._duty(_RETAIN, "retention", self._retain)
+        self._duty(_CREDENTIALS, "credentials", self._credentials.tick)
         self._duty(_DOMAINS, "domains", self._book.poll)
         self._duty(_DOMAINS, "domain checks", self._check_domains)
         self._serving = True
@@ -199,7 +209,7 @@ class App:
         `sockets` holds those that stay, as the same objects, and new ones; what it lacks is closed here.
         """
         paths = self._return_paths(config)
-        plan = self._with_inbound(build_plan(config, now_ms, paths), config)
+        plan = self._with_inbound(build_plan(config, now_ms, paths, self._tokens), config)
         context = server_context(config.tls, config.data_dir)
         old, self._config = self._config, config
         self._plan, self._tls = plan, context
@@ -209,6 +219,7 @@ class App:
         self._counter.connections_per_ip = config.limits.connections_per_ip
         self._store.apply(config.spool)
         self._book.apply(config)
+        self._credentials.apply(config)
         self._duty_of_domains.apply(config)
         self._domains_changed(self._book)
         self._blocks.apply(config.blocks)
@@ -247,6 +258,7 @@ class App:
             await self._web.stop()
         for part in (self._blocks, self._rates, self._guesses, self._networks, self._disk):
             await part.stop()
+        await self._credentials.stop()
         await self._passwords.close()
         await self._store.close()
         await self._state.close()
@@ -295,6 +307,10 @@ class App:
 
     def _lane_of(self, message: Message, recipient: Recipient) -> str | None:
         return self._plan.table.upstream_for(message, recipient)
+
+    def _stranger(self, message: Message, recipient: Recipient) -> bool:
+        table = self._plan.table
+        return isinstance(table, LaneTable) and table.stranger(message, recipient)
 
     def _rewrites(self, lane: str) -> bool:
         upstream = self._plan.upstreams.get(lane)

@@ -159,7 +159,8 @@ def _moves(data_dir: Path, new: Sequence[Route]) -> list[dict[str, Any]]:
     with reader_of(data_dir) as reader:
         for row in reader.find(QueueFilter()):
             to = routes.upstream_for(row.message, row.waiting.recipient) or ""
-            if to == row.waiting.lane:
+            # accounts of one upstream have lanes of their own: UPSTREAM/ACCOUNT
+            if to == row.waiting.lane.partition("/")[0]:
                 continue
             pair = (row.waiting.lane, to)
             counts[pair] = counts.get(pair, 0) + 1

@@ -15,6 +15,7 @@ from argon2 import extract_parameters
 from argon2.exceptions import InvalidHashError
 
 from relayd.config.check_files import check_files
+from relayd.config.check_upstreams import check_login
 from relayd.config.fault import Fault, Loc, Positions, Severity, sorted_faults
 from relayd.config.models import (
     Access,
@@ -65,6 +66,9 @@ class _Checker:
         for name, upstream in self._config.upstreams.items():
             if isinstance(upstream, SMTPUpstream):
                 yield self._upstream(("upstreams", name), upstream)
+                yield check_login(self._at, ("upstreams", name), upstream)
+            elif upstream.return_path is ReturnPath.ACCOUNT:
+                yield self._no_account(("upstreams", name, "return_path"))
             if upstream.return_path is ReturnPath.VERP:
                 yield self._needs_domain(("upstreams", name, "return_path"), "return_path: verp")
         yield self._mailboxes()
@@ -256,14 +260,20 @@ class _Checker:
             remedy = "Run relayd config hash-password and put its whole answer here, in quotes"
             yield self._at.fault(here, problem, remedy, _WARNING)
 
+    def _no_account(self, loc: Loc) -> Iterator[Fault]:
+        yield self._at.fault(loc, "a sandbox logs in nowhere, so there is no account", "Write keep or verp")
+
     def _upstream(self, loc: Loc, upstream: SMTPUpstream) -> Iterator[Fault]:
-        port = (*loc, "port")
-        if upstream.port == 25 and not upstream.allow_port_25 and self._sound(port, (*loc, "allow_port_25")):
+        port = (*loc, "ports" if upstream.ports and (*loc, "ports") in self._at.places else "port")
+        if 25 in upstream.every_port and not upstream.allow_port_25 and self._sound(port, (*loc, "allow_port_25")):
             problem = "port 25 is for servers among each other: no login, and TLS is not assured"
             yield self._at.fault(port, problem, "Use 587, 465 or 2525; or set allow_port_25: true if it must be")
         username, password = (*loc, "username"), (*loc, "password")
+        elsewhere = upstream.oauth is not None or bool(upstream.accounts) or not self._sound((*loc, "oauth"))
         if self._sound(username, password) and (upstream.username is None) != (upstream.password is None):
-            if upstream.password is None:
+            if elsewhere:
+                pass  # check_upstreams.py looks at those
+            elif upstream.password is None:
                 yield self._at.fault(username, "there is a username but no password", "Add password: !env, or !file")
             else:
                 yield self._at.fault(password, "there is a password but no username", "Add username:")

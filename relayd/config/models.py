@@ -10,14 +10,26 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
+from relayd.config import presets
 from relayd.config.types import (
     URL,
+    Address,
     Bind,
     BindAddress,
     BlockClass,
     Count,
+    Day,
     Domain,
     DomainPattern,
     Duration,
@@ -29,6 +41,7 @@ from relayd.config.types import (
     Network,
     NetworkName,
     PlainPath,
+    PresetName,
     Rate,
     RetrySchedule,
     Secret,
@@ -45,6 +58,7 @@ from relayd.core.retry import parse_schedule
 
 __all__ = [
     "Access",
+    "Account",
     "BareNewlines",
     "Bind",
     "BlockRule",
@@ -63,7 +77,9 @@ __all__ = [
     "MailboxTLS",
     "Match",
     "Model",
+    "OAuth",
     "OnUncertain",
+    "Per",
     "Retry",
     "ReturnPath",
     "Role",
@@ -259,7 +275,13 @@ class Limits(Model):
 
 class ReturnPath(StrEnum):
     KEEP = "keep"
+    ACCOUNT = "account"
     VERP = "verp"
+
+
+class Per(StrEnum):
+    ADDRESS = "address"
+    DOMAIN = "domain"
 
 
 INBOUND_LIMITS: dict[str, float] = {
@@ -303,24 +325,106 @@ class UpstreamTimeouts(Model):
     dot: Duration = Field(600.0, gt=0, description="For the reply after the final dot.")
 
 
+class OAuth(Model):
+    """Login with OAuth2 tokens (XOAUTH2, or OAUTHBEARER of RFC 7628) instead of a password."""
+
+    flow: Literal["refresh-token", "client-credentials", "service-account"] = Field(
+        "refresh-token",
+        description="`refresh-token`: on behalf of a person who consented (`relayd upstream login`)."
+        " `client-credentials`: an application's own right, like Microsoft's SMTP.SendAsApp. `service-account`: a"
+        " Google service account with domain-wide delegation.",
+    )
+    provider: Literal["microsoft", "google"] | None = Field(
+        None, description="Whose tokens: fills `token_url` and `scope`. Absent: that of the preset, or none."
+    )
+    tenant: Text | None = Field(
+        None,
+        description="Microsoft: the directory, as an ID or a domain. Absent: `organizations`, for a person's login.",
+    )
+    client_id: Text | None = Field(None, description="The application, as the provider names it.")
+    client_secret: Secret | None = Field(
+        None, description="Its secret, brought by `!env`, `!file` or `!credential`; public clients have none."
+    )
+    client_secret_expires: Day | None = Field(
+        None, description="The day on which the secret runs out, as the provider says: relayd warns ahead of it."
+    )
+    refresh_token: Secret | None = Field(
+        None, description="A refresh token from elsewhere. Absent: the one that `relayd upstream login` stored."
+    )
+    key_file: FilePath | None = Field(None, description="The JSON key of a Google service account.")
+    token_url: Text | None = Field(None, description="Where tokens are issued, for any other provider; https.")
+    scope: Text | None = Field(None, description="What the token is to be good for. Absent: that of the provider.")
+    mechanism: Literal["XOAUTH2", "OAUTHBEARER"] | None = Field(
+        None, description="How the token is shown. Absent: XOAUTH2 where offered, else OAUTHBEARER."
+    )
+
+
+class Account(Model):
+    """A mailbox or sending domain at an upstream, with its own login."""
+
+    address: Address | None = Field(None, description="The mailbox. It may send as this address.")
+    domain: Domain | None = Field(None, description="The domain whose senders all use this login, where it is shared.")
+    username: Text | None = Field(None, description="User name for AUTH. Absent: the address.")
+    password: Secret | None = Field(
+        None, description="Password for AUTH, brought by `!env`, `!file` or `!credential`; never written in the file."
+    )
+    oauth: OAuth | None = Field(None, description="Login with tokens instead of a password.")
+    limits: UpstreamLimits | None = Field(None, description="What this account is asked at most. Absent: as above.")
+
+    @property
+    def name(self) -> str:
+        """What it is known by: the address, or the domain."""
+        return self.address or self.domain or ""
+
+
 class SMTPUpstream(Model):
     """A provider's SMTP service, with credential and limits."""
 
     type: Literal["smtp"] = Field("smtp", description="`smtp`, which need not be written.")
+    preset: PresetName | None = Field(
+        None,
+        description="A provider that relayd knows (`relayd upstream presets`, docs/upstreams.md): fills host, ports,"
+        " form of login and limits; each can be given all the same.",
+    )
+    subdomain: Domain | None = Field(None, description="What stands in the host of the preset customers-mail-cloud.")
     host: Host = Field(description="Host name or IP address.")
     port: Count = Field(
         587, ge=1, le=65535, description="465, 587 or 2525 as a rule. 25 is refused unless `allow_port_25` is set."
     )
+    ports: list[Count] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Ports instead of one `port`, in order of preference: where one cannot be reached, the next is"
+        " tried, and each worker begins with that for ten minutes.",
+    )
     username: Text | None = Field(None, description="User name for AUTH. Absent: relayd does not log in.")
     password: Secret | None = Field(
         None, description="Password for AUTH, brought by `!env`, `!file` or `!credential`; never written in the file."
+    )
+    oauth: OAuth | None = Field(None, description="Login with tokens instead of a password.")
+    per: Per | None = Field(
+        None,
+        description="What a login may send as. `address`: only the mailbox that logs in; other senders are refused"
+        " (553 5.7.1). `domain`: all senders of the account's domain. Absent: each account as it is named, and without"
+        " accounts anything.",
+    )
+    accounts: list[Account] = Field(
+        default_factory=list,
+        description="Mailboxes or domains, each with its own login, chosen by the envelope sender; by the From domain"
+        " where that is null. Each has its own queue. A sender without one is refused (553 5.7.1).",
+    )
+    rewrite_sender: bool = Field(
+        False,
+        description="A sender without an account is not refused but sent as the first account's mailbox: envelope"
+        " sender and From become that, the old From becomes Reply-To where there is none.",
     )
     tls: UpstreamTLS = Field(
         UpstreamTLS.REQUIRED,
         description="`required`: STARTTLS, or TLS from the first octet on port 465, certificate verified, or no mail is"
         " sent. `opportunistic`: STARTTLS where offered, certificate not verified. `none`: in the clear.",
     )
-    implicit_tls: bool | None = Field(None, description="TLS from the first octet. Absent: on port 465 only.")
+    implicit_tls: bool | None = Field(None, description="TLS from the first octet. Absent: on ports 465 and 2465 only.")
     ca_file: FilePath | None = Field(
         None, description="PEM file of the only CAs to trust for this upstream. Absent: those of the system."
     )
@@ -334,14 +438,40 @@ class SMTPUpstream(Model):
     )
     return_path: ReturnPath = Field(
         ReturnPath.KEEP,
-        description="`keep`: the envelope sender goes out as the app gave it. `verp`: each recipient gets an envelope"
-        " sender of its own at `bounces.domain`, so that bounces come back to relayd and say whom they are about; one"
-        " transaction for each recipient. A null sender stays null.",
+        description="`keep`: the envelope sender goes out as the app gave it. `account`: it becomes the mailbox that"
+        " logs in. `verp`: each recipient gets an envelope sender of its own at `bounces.domain`, so that"
+        " bounces come back to relayd and say whom they are about; one transaction for each recipient. A null"
+        " sender stays null.",
     )
     limits: UpstreamLimits = Field(default_factory=UpstreamLimits, description="What this upstream is asked at most.")
     timeouts: UpstreamTimeouts = Field(
         default_factory=UpstreamTimeouts, description="How long this upstream is waited for."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:
+        """What the preset knows, where it is not given."""
+        if not isinstance(value, dict):
+            return value
+        out = presets.fill(value, frozenset(UpstreamLimits.model_fields))
+        ports = out.get("ports")
+        if "port" not in out and isinstance(ports, list) and ports:
+            out = {**out, "port": ports[0]}
+        # a preset that does not say the host has a fault of its own; one is enough
+        return {"host": "unknown.invalid", **out} if "preset" in out else out
+
+    @property
+    def every_port(self) -> tuple[int, ...]:
+        """Ports in order of preference."""
+        return tuple(self.ports) if self.ports else (self.port,)
+
+    @property
+    def logins(self) -> list[Account]:
+        """Accounts that senders are bound to: those given, or the one mailbox that logs in with `per: address`."""
+        if not self.accounts and self.per is Per.ADDRESS and self.username and "@" in self.username:
+            return [Account(address=self.username, username=self.username, password=self.password, oauth=self.oauth)]
+        return self.accounts
 
 
 class SandboxUpstream(Model):

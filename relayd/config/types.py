@@ -6,6 +6,7 @@ Which keys there are is the work of models.py.
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import re
 import urllib.parse
@@ -26,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from relayd.config.presets import find, nearest
 from relayd.core.blocking import default_rules, may_block
 from relayd.core.retry import Schedule, parse_schedule
 from relayd.core.units import Rate as RateValue
@@ -187,6 +189,53 @@ Secret = Annotated[
     WithJsonSchema({"type": "string", "writeOnly": True, "x-kind": "secret"}),
 ]
 """Never shown: repr, JSON and our own commands write asterisks."""
+
+
+def _preset(value: Any) -> Any:
+    if not isinstance(value, str) or find(value) is None:
+        near = nearest(value) if isinstance(value, str) else ""
+        remedy = f"Did you mean {near}?" if near else "See relayd upstream presets, or give host and ports instead"
+        raise wrong(f"there is no preset {value!r}", remedy)
+    return value
+
+
+PresetName = Annotated[
+    str,
+    BeforeValidator(_preset),
+    WithJsonSchema({"type": "string", "examples": ["office365", "sendgrid", "ses-eu-west-1"], "x-kind": "preset"}),
+]
+"""A name that presets.py knows."""
+
+
+def _address(value: str) -> str:
+    local, at, domain = value.rpartition("@")
+    if not at or not local or _CONTROL.search(value) or " " in value:
+        raise wrong(f"{value!r} is not an address", "Write it like info@example.com")
+    return f"{local}@{_domain(domain)}"
+
+
+Address = Annotated[
+    str,
+    AfterValidator(_address),
+    WithJsonSchema({"type": "string", "examples": ["info@example.com"], "x-kind": "address"}),
+]
+"""A mailbox, its domain in A-labels."""
+
+
+def _day(value: Any) -> Any:
+    if isinstance(value, datetime.date):
+        return value
+    try:
+        return datetime.date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise wrong("is not a day", "Write it like 2027-03-31") from None
+
+
+Day = Annotated[
+    datetime.date,
+    BeforeValidator(_day),
+    WithJsonSchema({"type": "string", "examples": ["2027-03-31"], "x-kind": "day"}),
+]
 
 
 def _block_class(value: Any) -> Any:

@@ -6,6 +6,7 @@ Sending mail over what it opened is smtp.py's.
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import ssl
 from itertools import zip_longest
@@ -25,9 +26,13 @@ from aiosmtplib.response import SMTPResponse
 from relayd.config.models import SMTPUpstream, UpstreamTLS
 from relayd.core.lifecycle import Stage
 from relayd.core.reply import Reply
+from relayd.delivery.oauth.grants import TokenError
+from relayd.delivery.oauth.keeper import Bearer
 from relayd.delivery.protocol import ReplyProtocol
 from relayd.delivery.tls import ClientContexts, server_name
 
+IMPLICIT_PORTS = frozenset({465, 2465})
+"""Where TLS begins with the first octet (RFC 8314 7.3; 2465 by custom of some providers)."""
 MAX_ADDRESSES = 8
 """Addresses of a host that are tried at most; each gets its share of the time."""
 
@@ -48,7 +53,9 @@ class Client(aiosmtplib.SMTP):
 
     protocol: ReplyProtocol | None
 
-    def __init__(self, upstream: SMTPUpstream, hostname: str, contexts: ClientContexts) -> None:
+    def __init__(
+        self, upstream: SMTPUpstream, hostname: str, contexts: ClientContexts, bearer: Bearer | None = None
+    ) -> None:
         super().__init__(
             hostname=upstream.host.rstrip("."),
             port=upstream.port,
@@ -64,6 +71,9 @@ class Client(aiosmtplib.SMTP):
         """The protocol, also after the end of the connection: it has the dialogue."""
         self.greeting = ""
         self.mechanism: str | None = None
+        self.bearer = bearer
+        self.token = ""
+        """The access token that was shown."""
         self.address = ""
 
     @property
@@ -72,7 +82,7 @@ class Client(aiosmtplib.SMTP):
         if self.upstream.tls is UpstreamTLS.NONE:
             return False
         implicit = self.upstream.implicit_tls
-        return self.upstream.port == 465 if implicit is None else implicit
+        return self.upstream.port in IMPLICIT_PORTS if implicit is None else implicit
 
     @property
     def secured(self) -> bool:
@@ -207,11 +217,36 @@ class Client(aiosmtplib.SMTP):
         self.stage = Stage.AUTH
         if not self.secured and upstream.tls is not UpstreamTLS.NONE:
             raise RefusedError(Reply(454, "4.7.0", "no login without TLS"))
+        if self.bearer is not None:
+            await self._login_by_token(upstream.username, self.bearer)
+            return
         if not self.supported_auth_methods:
             offered = "no AUTH" if not self.supports_extension("auth") else "no AUTH mechanism that we know"
             raise RefusedError(Reply(454, "4.7.0", f"the upstream offers {offered}, and this upstream has a login"))
         password = upstream.password.get_secret_value() if upstream.password is not None else ""
         await self._login(upstream.username, password)
+
+    async def _login_by_token(self, username: str, bearer: Bearer) -> None:
+        """XOAUTH2 or OAUTHBEARER (RFC 7628). A refused token is reported to its keeper."""
+        wanted = (bearer.mechanism,) if bearer.mechanism else ("XOAUTH2", "OAUTHBEARER")
+        name = next((each for each in wanted if each.lower() in self.server_auth_methods), None)
+        if name is None:
+            text = f"the upstream does not offer {' or '.join(wanted)}, and this upstream logs in by token"
+            raise RefusedError(Reply(454, "4.7.0", text))
+        try:
+            self.token = await bearer.token()
+        except TokenError as error:
+            code, enhanced = (535, "5.7.8") if error.refused else (454, "4.7.0")
+            raise RefusedError(Reply(code, enhanced, str(error))) from error
+        answer = token_answer(name, username, self.token, self.upstream.host, self.upstream.port)
+        response = await self.execute_command(b"AUTH", name.encode(), answer)
+        if response.code == 334:
+            # the server tells what is wrong as JSON, and says so in SMTP once it is answered (RFC 7628 3.2.3)
+            response = await self.execute_command(b"AQ==" if name == "OAUTHBEARER" else b"")
+        if response.code != 235:
+            bearer.rejected(self.token)
+            raise SMTPAuthenticationError(response.code, response.message)
+        self.mechanism = name
 
     async def execute_command(self, *args: bytes, timeout: Any = None) -> SMTPResponse:
         """Send one command within the upstream's command time-out; a login is masked in the transcript."""
@@ -250,6 +285,16 @@ class Client(aiosmtplib.SMTP):
         if response.code != 235:
             raise SMTPAuthenticationError(response.code, response.message)
         return response
+
+
+def token_answer(mechanism: str, username: str, token: str, host: str, port: int) -> bytes:
+    """The initial response that shows a token: RFC 7628 3.1, or Google's and Microsoft's older form of it."""
+    if mechanism == "OAUTHBEARER":
+        name = username.replace("=", "=3D").replace(",", "=2C")
+        text = f"n,a={name},\x01host={host}\x01port={port}\x01auth=Bearer {token}\x01\x01"
+    else:
+        text = f"user={username}\x01auth=Bearer {token}\x01\x01"
+    return base64.b64encode(text.encode())
 
 
 OPEN_ERRORS: tuple[type[Exception], ...] = (SMTPException, OSError, ValueError)

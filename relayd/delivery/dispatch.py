@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import structlog
 
@@ -142,7 +143,7 @@ class Dispatcher:
         self._plan.signing.close()
 
     def _share(self, plan: UpstreamPlan) -> ConnectionSlots:
-        return ConnectionSlots(self._run_dir, plan.name, plan.connections, self._slot, self._slots)
+        return ConnectionSlots(self._run_dir, quote(plan.name, safe="@"), plan.connections, self._slot, self._slots)
 
     def _add(self, plan: UpstreamPlan) -> None:
         lane = Lane(plan.name, self._store, self._memory, self._clock, window=self._plan.window, ready=self._ready)
@@ -373,16 +374,20 @@ class Dispatcher:
                 content = delivery.content
                 if content is None:
                     content = await self._store.content(message.id)
-                sign = line.plan.sign
-                signed = await self._plan.signing.signed(content, message.from_domain) if sign else content
+                outward, domain = line.plan.outward, message.from_domain
+                if outward is not None:
+                    content, domain = outward.content(message, content)
+                signed = await self._plan.signing.signed(content, domain) if line.plan.sign else content
             part = rest[:step]
             recipients = tuple([waiting.recipient for waiting in part])
             envelope = message.envelope
+            if line.plan.outward is not None:
+                envelope = replace(envelope, sender=line.plan.outward.sender(message))
             if verp is not None:
                 envelope = replace(envelope, sender=verp(message.id, part[0].n, started))
             sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
-            if verp is not None and sent.dsn:
-                # the upstream's report of success goes to our address: the sender's is still ours to make
+            if sent.dsn and envelope.sender != message.envelope.sender:
+                # the upstream's report of success goes to another address: the sender's is still ours to make
                 sent = replace(sent, dsn=False)
             if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
                 # the upstream had given up an idle connection: that is no attempt, a fresh one gets the mail

@@ -8,17 +8,29 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
+from relayd.core.mail import Message
 from relayd.core.session import Connector, Sent
 from relayd.core.units import Millis
 from relayd.delivery.crew import Crew
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.senders import RefusedSenders
+
+
+class Outward(Protocol):
+    """What goes out under another name than it came (accounts.py)."""
+
+    def sender(self, message: Message) -> str:
+        """The envelope sender that goes out."""
+
+    def content(self, message: Message, content: bytes) -> tuple[bytes, str]:
+        """The content before it is signed, and the domain of its From."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,8 @@ class UpstreamPlan:
     return_path: Callable[[MessageId, int, Millis], str] | None = None
     """Makes the envelope sender of one recipient, for bounces to name it; None: the message's own sender goes out."""
     sign: bool = True
+    outward: Outward | None = None
+    """None: everything goes out under the name it came with."""
 
 
 _BEHIND_MAIL = frozenset({Stage.RCPT, Stage.DATA, Stage.DOT})

@@ -6,15 +6,16 @@ Everything that can fail on a faulty configuration fails here, before anything r
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from relayd.config.models import Config, ReturnPath, SandboxUpstream
+from relayd.config.models import Account, Config, ReturnPath, SMTPUpstream, Upstream
 from relayd.core.session import Connector
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
+from relayd.delivery.accounts import AccountBook, LaneTable, Outward, books_of, lane_name
 from relayd.delivery.dispatch import Plan, UpstreamPlan
 from relayd.delivery.dkim import Signer, SigningPool, load_keys
-from relayd.delivery.routing import RouteTable
+from relayd.delivery.oauth.grants import Grant, grant_of
+from relayd.delivery.oauth.keeper import Bearer, TokenKeeper
 from relayd.delivery.sandbox import SandboxConnector
 from relayd.delivery.settle import Policy
 from relayd.delivery.smtp import SMTPConnector
@@ -31,23 +32,71 @@ def policy_of(config: Config) -> Policy:
     )
 
 
-def connector_for(
-    name: str, config: Config, data_dir: Path, contexts: ClientContexts, clock: Callable[[], Millis]
-) -> Connector:
-    """The connector of one upstream."""
-    upstream = config.upstreams[name]
-    if isinstance(upstream, SandboxUpstream):
-        return SandboxConnector(name, data_dir / "sandbox.db", clock)
-    return SMTPConnector(name, upstream, config.hostname, contexts)
+def logins_of(config: Config) -> dict[str, tuple[str, Upstream, Account | None]]:
+    """Lane → name and settings of its upstream, with the login of the lane's account in place, and that account."""
+    out: dict[str, tuple[str, Upstream, Account | None]] = {}
+    for name, upstream in config.upstreams.items():
+        if not isinstance(upstream, SMTPUpstream) or not upstream.accounts:
+            out[name] = (name, upstream, None)
+            continue
+        for account in upstream.accounts:
+            login = {
+                "username": account.username or account.address,
+                "password": account.password,
+                "oauth": account.oauth,
+                "limits": account.limits or upstream.limits,
+            }
+            out[lane_name(name, account)] = (name, upstream.model_copy(update=login), account)
+    return out
 
 
-def build_plan(config: Config, clock: Callable[[], Millis], return_paths: ReturnPaths | None = None) -> Plan:
-    """Raises DKIMKeyError for keys that cannot be used. `return_paths` is what `return_path: verp` needs."""
-    contexts = ClientContexts()
+def grants_of(config: Config) -> dict[str, Grant]:
+    """Lane → how its tokens are got, for the lanes that log in by token."""
+    return {
+        lane: grant_of(name, account.name if account else "", upstream.username or "", upstream.oauth)
+        for lane, (name, upstream, account) in logins_of(config).items()
+        if isinstance(upstream, SMTPUpstream) and upstream.oauth is not None
+    }
+
+
+def bearer_of(lane: str, config: Config, keeper: TokenKeeper | None) -> Bearer | None:
+    """The tokens of a lane; None where it does not log in by token."""
+    _, upstream, _ = logins_of(config)[lane]
+    if keeper is None or not isinstance(upstream, SMTPUpstream) or upstream.oauth is None:
+        return None
+    return Bearer(grants_of(config)[lane], keeper, upstream.oauth.mechanism)
+
+
+def _outward(book: AccountBook | None, upstream: Upstream, account: Account | None) -> Outward | None:
+    """What changes on the way out by this login; None: nothing ever does."""
+    if not isinstance(upstream, SMTPUpstream):
+        return None
+    address = account.address if account is not None else upstream.username
+    if not address or not (upstream.rewrite_sender or upstream.return_path is ReturnPath.ACCOUNT):
+        return None
+    return Outward(book if upstream.rewrite_sender else None, address, upstream.return_path)
+
+
+def build_plan(
+    config: Config,
+    clock: Callable[[], Millis],
+    return_paths: ReturnPaths | None = None,
+    tokens: TokenKeeper | None = None,
+) -> Plan:
+    """Raises DKIMKeyError for keys that cannot be used. `return_paths` is what `return_path: verp` needs, `tokens` what
+    `oauth` needs.
+    """
+    contexts, books = ClientContexts(), books_of(config)
+
+    def connector(lane: str, upstream: Upstream) -> Connector:
+        if not isinstance(upstream, SMTPUpstream):
+            return SandboxConnector(lane, config.data_dir / "sandbox.db", clock)
+        return SMTPConnector(lane, upstream, config.hostname, contexts, bearer_of(lane, config, tokens))
+
     upstreams = {
-        name: UpstreamPlan(
-            name=name,
-            connector=connector_for(name, config, config.data_dir, contexts, clock),
+        lane: UpstreamPlan(
+            name=lane,
+            connector=connector(lane, upstream),
             connections=upstream.limits.connections,
             recipients=upstream.limits.recipients_per_message,
             on_uncertain=upstream.on_uncertain,
@@ -55,12 +104,13 @@ def build_plan(config: Config, clock: Callable[[], Millis], return_paths: Return
             return_path=(
                 return_paths.address if return_paths is not None and upstream.return_path is ReturnPath.VERP else None
             ),
+            outward=_outward(books.get(name), upstream, account),
         )
-        for name, upstream in config.upstreams.items()
+        for lane, (name, upstream, account) in logins_of(config).items()
     }
     return Plan(
         upstreams=upstreams,
-        table=RouteTable(config.routes),
+        table=LaneTable(config.routes, books),
         signing=SigningPool(Signer(load_keys(config.dkim), clock)),
         policy=policy_of(config),
         window=config.spool.window,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +17,12 @@ from relayd.core.classify import outcome_of
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply, parse_reply
 from relayd.core.session import ConnectFailedError, Outgoing, Sent
-from relayd.delivery.client import OPEN_ERRORS, Client
+from relayd.delivery.client import OPEN_ERRORS, Client, token_answer
 from relayd.delivery.commands import Offers, Plan, plan
 from relayd.delivery.dialogue import MASK, printable
 from relayd.delivery.failures import malformed, of_fault, of_opening
+from relayd.delivery.oauth.keeper import Bearer
+from relayd.delivery.ports import Ports
 from relayd.delivery.protocol import RawReply, ReplyProtocol
 from relayd.delivery.tls import ClientContexts
 
@@ -50,50 +54,80 @@ class Seen:
 class SMTPConnector:
     """Opens sessions to one upstream; `hostname` is our name in EHLO unless the upstream has one for us."""
 
-    def __init__(self, name: str, upstream: SMTPUpstream, hostname: str, tls: ClientContexts) -> None:
+    def __init__(
+        self, name: str, upstream: SMTPUpstream, hostname: str, tls: ClientContexts, bearer: Bearer | None = None
+    ) -> None:
+        """`bearer` logs in with tokens instead of the password."""
         self.name = name
         self.upstream = upstream
         self.hostname = hostname
-        self.endpoint = f"{upstream.host}:{upstream.port}"
         self._tls = tls
+        self._bearer = bearer
         self._secrets = _secrets(upstream)
+        self._ports = Ports(upstream.every_port)
+        self._by_port = {port: upstream.model_copy(update={"port": port}) for port in upstream.every_port}
 
     async def open(self) -> SMTPSession:
-        """Connect, secure, greet, log in. Raises ConnectFailedError."""
-        client = Client(self.upstream, self.hostname, self._tls)
-        try:
-            protocol = await client.open()
-        except OPEN_ERRORS as error:
-            self._abandon(client)
-            outcome = of_opening(client.stage, error)
-            reply = Reply(outcome.reply.code, outcome.reply.enhanced, redact(outcome.reply.text, self._secrets))
-            outcome = Outcome(outcome.kind, outcome.stage, reply, outcome.cls)
-            raise ConnectFailedError(outcome, self._transcript(client, outcome), self.endpoint) from error
-        except BaseException:
-            self._abandon(client)
-            raise
-        return SMTPSession(self, client, protocol, self._secrets)
+        """Connect, secure, greet, log in, at the first port that can be reached. Raises ConnectFailedError."""
+        order = self._ports.order(time.monotonic())
+        for place, port in enumerate(order):
+            client = Client(self._by_port[port], self.hostname, self._tls, self._bearer)
+            endpoint = f"{self.upstream.host}:{port}"
+            try:
+                protocol = await client.open()
+            except OPEN_ERRORS as error:
+                self._abandon(client)
+                if _unreachable(client, error):
+                    self._ports.unreachable(port, time.monotonic())
+                    if place + 1 < len(order):
+                        continue
+                raise self._failed(client, endpoint, error) from error
+            except BaseException:
+                self._abandon(client)
+                raise
+            self._ports.reached(port)
+            return SMTPSession(self, endpoint, client, protocol, self._secrets_of(client))
+        raise AssertionError("an upstream has a port")
+
+    def _failed(self, client: Client, endpoint: str, error: BaseException) -> ConnectFailedError:
+        secrets = self._secrets_of(client)
+        outcome = of_opening(client.stage, error)
+        reply = Reply(outcome.reply.code, outcome.reply.enhanced, redact(outcome.reply.text, secrets))
+        outcome = Outcome(outcome.kind, outcome.stage, reply, outcome.cls)
+        return ConnectFailedError(outcome, self._transcript(client, endpoint, outcome, secrets), endpoint)
+
+    def _secrets_of(self, client: Client) -> tuple[str, ...]:
+        """What a peer must not make us repeat: the password, and the token that was shown."""
+        token, upstream = client.token, client.upstream
+        if not token:
+            return self._secrets
+        shown = [
+            token_answer(name, upstream.username or "", token, upstream.host, upstream.port).decode()
+            for name in ("XOAUTH2", "OAUTHBEARER")
+        ]
+        return (*self._secrets, *shown, base64.b64encode(token.encode()).decode(), token)
 
     @staticmethod
     def _abandon(client: Client) -> None:
         if client.opened is not None:
             client.opened.abort()
 
-    def _transcript(self, client: Client, outcome: Outcome) -> str:
+    @staticmethod
+    def _transcript(client: Client, endpoint: str, outcome: Outcome, secrets: Sequence[str]) -> str:
         if client.opened is None:
-            return f"   0.000 * {self.endpoint}: {outcome.reply}"
+            return f"   0.000 * {endpoint}: {outcome.reply}"
         client.opened.dialogue.note(str(outcome.reply))
-        return client.opened.dialogue.render(self._secrets)
+        return client.opened.dialogue.render(secrets)
 
 
 class SMTPSession:
     """An open session. See session.py for the contract."""
 
     def __init__(
-        self, connector: SMTPConnector, client: Client, protocol: ReplyProtocol, secrets: Sequence[str]
+        self, connector: SMTPConnector, endpoint: str, client: Client, protocol: ReplyProtocol, secrets: Sequence[str]
     ) -> None:
         upstream = connector.upstream
-        self.endpoint = connector.endpoint
+        self.endpoint = endpoint
         self.offers = Offers.of(client.esmtp_extensions)
         self.sent = 0
         self._protocol = protocol
@@ -287,6 +321,11 @@ class _Verdict:
         self.outcomes = [known or outcome for known in self.outcomes]
         self.reached(outcome.stage, outcome.reply)
         return self
+
+
+def _unreachable(client: Client, error: BaseException) -> bool:
+    """No connection came about at this port, which says nothing about the next one. An unknown name says it of all."""
+    return client.opened is None and isinstance(error, OSError) and not isinstance(error, socket.gaierror)
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:

@@ -5,13 +5,7 @@ Where they are kept is spool/domains.py's, how they sign delivery/dkim.py's.
 
 from __future__ import annotations
 
-import os
-
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -22,39 +16,24 @@ from cryptography.hazmat.primitives.serialization import (
 
 from relayd.core.units import Millis
 from relayd.spool.domains import DomainKey, KeyState
+from relayd.spool.vault import LockedError, Safe
 
 RSA_BITS = 2048
 ALGORITHMS = ("rsa", "ed25519")
 _PURPOSE = b"relayd dkim keys v1"
-_NONCE = 12
 
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
-class KeyLockedError(Exception):
-    """A kept key cannot be opened: another `secret` than the one it was locked with, or damage."""
+KeyLockedError = LockedError
+"""A kept key cannot be opened: another `secret` than the one it was locked with, or damage."""
 
 
-class Vault:
-    """Locks and opens private keys. Each is bound to its name: one cannot be put in another's place."""
+class Vault(Safe):
+    """Locks and opens private keys (spool/vault.py)."""
 
     def __init__(self, secret: bytes) -> None:
-        derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=_PURPOSE).derive(secret)
-        self._cipher = AESGCM(derived)
-
-    def lock(self, private: bytes, name: str) -> bytes:
-        """Encrypt (AES-256-GCM, random nonce in front)."""
-        nonce = os.urandom(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, private, name.encode())
-
-    def open(self, locked: bytes, name: str) -> bytes:
-        """Decrypt. Raises KeyLockedError."""
-        try:
-            return self._cipher.decrypt(locked[:_NONCE], locked[_NONCE:], name.encode())
-        except (InvalidTag, ValueError):
-            raise KeyLockedError(
-                f"the key {name} cannot be opened: was `secret` changed? It must be the one that the key was made with"
-            ) from None
+        super().__init__(secret, _PURPOSE, "key")
 
 
 def name_of(domain: str, selector: str) -> str:

@@ -134,6 +134,10 @@ class Metrics:
         age = "Age of the oldest waiting recipient."
         self._oldest = gauge("relayd_queue_oldest_seconds", age, "upstream", mode="livemax")
         self._blocks = gauge("relayd_blocks", "Addresses and domains that are blocked.", "class", mode="livemax")
+        lives = "How long the login of an account still lives."
+        self._credential = gauge(
+            "relayd_upstream_credential_expires_seconds", lives, "upstream", "account", mode="livemin"
+        )
         self._damaged = gauge("relayd_spool_damaged_segments", "Spool files set aside as damaged.")
         self._lanes: set[str] = set()
         state = "1 for the state that a sender domain is in."
@@ -161,7 +165,10 @@ class Metrics:
         for event in events:
             tally, keys = table[event.kind]
             detail = event.detail
-            tally.count(tuple([detail.get(key) or "" for key in keys]))
+            values = [detail.get(key) or "" for key in keys]
+            if keys and keys[0] == "upstream" and "/" in str(values[0]):
+                values[0] = upstream_of(str(values[0]))
+            tally.count(tuple(values))
             if event.n == 0 and event.kind is EventKind.ACCEPTED:
                 self._messages.count((detail.get("listener") or "",))
 
@@ -184,16 +191,24 @@ class Metrics:
 
     def queue(self, lanes: Iterable[LaneDepth], now: Millis) -> None:
         """What waits in this worker's spool."""
-        seen = set()
+        found: dict[str, tuple[int, float]] = {}
         for lane in lanes:
-            seen.add(lane.lane)
-            self._depth.labels(lane.lane).set(lane.depth)
-            self._oldest.labels(lane.lane).set(0 if lane.oldest is None else max(now - lane.oldest, 0) / 1000)
+            depth, oldest = found.get(upstream_of(lane.lane), (0, 0.0))
+            age = 0.0 if lane.oldest is None else max(now - lane.oldest, 0) / 1000
+            found[upstream_of(lane.lane)] = (depth + lane.depth, max(oldest, age))
+        seen = set(found)
+        for name, (depth, oldest) in found.items():
+            self._depth.labels(name).set(depth)
+            self._oldest.labels(name).set(oldest)
         for name in self._lanes - seen:
             # an emptied lane is shown as empty: a series that ends would look like one that was forgotten
             self._depth.labels(name).set(0)
             self._oldest.labels(name).set(0)
         self._lanes |= seen
+
+    def credential(self, upstream: str, account: str, seconds: float) -> None:
+        """The login of an account lives so long."""
+        self._credential.labels(upstream, account).set(seconds)
 
     def domains(self, states: Iterable[tuple[str, str]]) -> None:
         """The sender domains with their states, all of them."""
@@ -342,6 +357,11 @@ class InboundMetrics:
         self._failed.add(mailbox)
 
 
+def upstream_of(lane: str) -> str:
+    """The upstream of a lane: accounts have their own lanes, and no series of their own."""
+    return lane.partition("/")[0]
+
+
 class DeliveryMetrics:
     """A delivery observer (relayd/delivery/observer.py)."""
 
@@ -352,25 +372,28 @@ class DeliveryMetrics:
         self._failed = failed
         self._reports = reports
         self._attempts: dict[str, Histogram] = {}
+        self._in_trouble: set[str] = set()
 
     def attempt(self, upstream: str, seconds: float) -> None:
         """One transaction took that long."""
         child = self._attempts.get(upstream)
         if child is None:
-            child = self._attempts[upstream] = self._attempt.labels(upstream)
+            child = self._attempts[upstream] = self._attempt.labels(upstream_of(upstream))
         child.observe(seconds)
 
     def connections(self, upstream: str, change: int) -> None:
         """A connection to the upstream was opened (+1) or closed (-1)."""
-        self._connections.labels(upstream).inc(change)
+        self._connections.labels(upstream_of(upstream)).inc(change)
 
     def connect_failed(self, upstream: str, cls: str) -> None:
         """A connection to the upstream did not come about."""
-        self._failed.add(upstream, cls)
+        self._failed.add(upstream_of(upstream), cls)
 
     def paused(self, upstream: str, paused: bool) -> None:
-        """The upstream's trouble began or ended."""
-        self._paused.labels(upstream).set(int(paused))
+        """The upstream's trouble began or ended; with accounts, that of one of them."""
+        (self._in_trouble.add if paused else self._in_trouble.discard)(upstream)
+        name = upstream_of(upstream)
+        self._paused.labels(name).set(int(any(upstream_of(each) == name for each in self._in_trouble)))
 
     def report(self, kind: str) -> None:
         """A report to a sender was made."""

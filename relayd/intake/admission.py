@@ -133,6 +133,12 @@ NOT_OURS = Refused(Refusal.UNKNOWN_RECIPIENT, Reply(550, "5.1.1", "No such addre
 FORGED = Refused(Refusal.FORGED, NOT_OURS.reply)
 """A return path of ours in form, but not signed by us, or expired."""
 LOOP = Refused(Refusal.LOOP, Reply(550, "5.4.6", "Too many Received headers: this message is in a mail loop"))
+def no_account(sender: str) -> Refused:
+    """The upstream sends only for the mailboxes that it has accounts of."""
+    text = f"The upstream for this mail has no account that may send as <{sender}>"
+    return Refused(Refusal.SENDER_DENIED, Reply(553, "5.7.1", text))
+
+
 NO_ROUTE = Refused(Refusal.NO_ROUTE, Reply(550, "5.4.4", "No route for this message"))
 SPOOL_FULL = Refused(Refusal.DISK, Reply(452, "4.3.1", "Insufficient system storage, try again later"))
 SPOOL_FAILED = Refused(Refusal.SPOOL, Reply(451, "4.3.0", "Local error, the message was not kept, try again later"))

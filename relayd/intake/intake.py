@@ -72,11 +72,13 @@ class Intake:
         clock: Callable[[], Millis],
         return_paths: ReturnPaths | None = None,
         vouching: Vouching | None = None,
+        stranger: Callable[[Message, Recipient], bool] = lambda message, recipient: False,
     ) -> None:
         """`on_kept` is called on the loop for each lane of a message, once it is on disk; it must be quick.
 
         `lane_of` returns the upstream of the route that fits, None when none does. `return_paths` are the addresses
         that inbound listeners take mail for. `vouching` knows which domains are verified; without it, all may send.
+        `stranger` says of mail without a lane that a route fits, but the sender has no account at its upstream.
         """
         self.draining = False
         """Refuse new connections and new mails; what is in reception is still taken."""
@@ -88,6 +90,7 @@ class Intake:
         self._rates = rates
         self._disk = disk
         self._lane_of = lane_of
+        self._stranger = stranger
         self._on_kept = on_kept
         self._observer = observer
         self._clock = clock
@@ -248,7 +251,9 @@ class Intake:
             )
             unrouted = next((w for w in kept.waiting if not w.lane), None)
             if unrouted is not None:
-                return self._refuse(_no_route(unrouted.recipient), listener)
+                stranger = self._stranger(kept.message, unrouted.recipient)
+                refused = admission.no_account(envelope.sender) if stranger else _no_route(unrouted.recipient)
+                return self._refuse(refused, listener)
             error = await self._keep(kept)
             if error is None:
                 return Reply(250, "2.0.0", f"OK queued as {kept.id_text}")

@@ -68,6 +68,11 @@ _SCHEMA = (
     """
     CREATE TABLE mailbox (name TEXT PRIMARY KEY, uidvalidity INTEGER NOT NULL, uid INTEGER NOT NULL) WITHOUT ROWID
     """,
+    # OAuth2 tokens, encrypted: tokens.py
+    """
+    CREATE TABLE oauth_token (upstream TEXT NOT NULL, account TEXT NOT NULL, facts BLOB NOT NULL,
+        PRIMARY KEY (upstream, account)) WITHOUT ROWID
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 

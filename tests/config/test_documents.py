@@ -23,7 +23,10 @@ from tests.support.config_files import HASH, private_key, written
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config.example.yaml"
-SECRETS = {"ACME_PASSWORD": "geheim", "SHOP_PASSWORD_HASH": HASH, "BOUNCES_PASSWORD": "geheim"}
+SECRETS = {"ACME_PASSWORD": "geheim", "SHOP_PASSWORD_HASH": HASH, "BOUNCES_PASSWORD": "geheim"} | {
+    "TEAM_CLIENT_SECRET": "geheim",
+    "SHOP_REFRESH_TOKEN": "geheim",
+}
 
 
 def model_keys() -> set[tuple[str, str]]:
@@ -48,17 +51,19 @@ def test_the_example_runs_as_it_is() -> None:
 def test_every_commented_key_of_the_example_is_right(tmp_path: Path) -> None:
     text = uncommented().replace("/etc/relayd/dkim/shop.pem", str(private_key(tmp_path / "shop.pem")))
     trustme.CA().cert_pem.write_to_path(tmp_path / "acme-ca.pem")
+    (tmp_path / "google.json").write_text("{}")
     examined = examine(written(tmp_path, text), SECRETS)
     assert [fault.written("") for fault in examined.faults if fault.key != "tls.certificate"] == []
     config = examined.config
     assert config is not None
-    assert set(config.upstreams) == {"sandbox", "acme"}
+    assert set(config.upstreams) == {"sandbox", "acme", "team", "shop", "news", "cloud"}
     assert [listener.name for listener in config.listeners] == ["local", "submission", "mx", "smtps"]
 
 
 def test_commented_values_are_defaults_unless_they_are_examples(tmp_path: Path) -> None:
     text = uncommented().replace("/etc/relayd/dkim/shop.pem", str(private_key(tmp_path / "shop.pem")))
     text = re.sub(r"(?m)^ +ca_file:.*\n", "", text)
+    (tmp_path / "google.json").write_text("{}")
     config = load(written(tmp_path, text), SECRETS)
     bounces = config.bounces.model_copy(update={"domain": None, "mailboxes": []})
     for section in (config.limits, config.retry, bounces, config.spool):
