@@ -68,6 +68,9 @@ class Lookup:
         self._tries = tries
         self._known: dict[object, asyncio.Task[Any]] = {}
         self._gate = asyncio.Semaphore(_PARALLEL)
+        self._heard: set[Place] = set()
+        self._silent: set[Place] = set()
+        """Servers that never said a word: asked no more, or one dead server would cost its time-out again and again."""
 
     async def close(self) -> None:
         """End what is still being asked."""
@@ -201,6 +204,8 @@ class Lookup:
             query.flags &= ~dns.flags.RD
         if not checking:
             query.flags |= dns.flags.CD
+        if place in self._silent:
+            return Status.TIMEOUT
         status = Status.TIMEOUT
         for _ in range(self._tries):
             async with self._gate:
@@ -213,7 +218,10 @@ class Lookup:
                 except (dns.exception.DNSException, OSError, EOFError):
                     status = Status.ERROR
                     continue
+            self._heard.add(place)
             return response
+        if status is Status.TIMEOUT and place not in self._heard:
+            self._silent.add(place)
         return status
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from relayd.domains import texts
-from relayd.domains.records import Cause, Expected, Finding, Purpose, Verdict
+from relayd.domains.records import Cause, Expected, Finding, Purpose, Status, Verdict
 from relayd.domains.resolve import Lookup
 from relayd.domains.verify import check_one
 from tests.support.dns_world import NEGATIVE_TTL, World, Zone
@@ -294,6 +294,17 @@ async def test_verdict_cause_and_message(world: World, number: int, case: Case) 
         assert said
         assert texts.message(finding, "ja") != said
         assert "{" not in said + texts.message(finding, "ja")
+
+
+async def test_a_dead_server_costs_its_time_out_once(world: World) -> None:
+    zone = world.zone("dead.example").add("TXT", "dead.example", "v=spf1 -all")
+    zone.trouble["ns2"] = "timeout"
+    lookup = Lookup([world.resolver], port=world.port, timeout=1.0, tries=1)
+    for name in ("dead.example", "a.dead.example", "b.dead.example"):
+        answers = {answer.source: answer.status for answer in await lookup.authoritative((name, "TXT"))}
+        assert answers["ns2.servers.test"] is Status.TIMEOUT
+    await lookup.close()
+    assert len([asked for asked in world.asked if asked[0] == "ns2" and asked[1].endswith("dead.example")]) == 1
 
 
 def test_there_are_enough_situations_and_every_cause_has_one() -> None:
