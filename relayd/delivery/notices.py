@@ -110,9 +110,13 @@ class Reporter:
                 try:
                     await self._report_on(message)
                     paid += 1
-                except (ValueError, NoSuchMessageError) as error:
-                    # one message that cannot be reported on must not keep the others from it
+                except NoSuchMessageError as error:
                     self._log.error("report not made", id=format_id(message), error=str(error))
+                    failed.add(message)
+                except StoreError:
+                    raise
+                except Exception:  # noqa: BLE001 - one message that cannot be reported on must not end all reports
+                    self._log.exception("report not made", id=format_id(message))
                     failed.add(message)
         return paid
 
