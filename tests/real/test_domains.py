@@ -153,6 +153,8 @@ async def test_the_life_of_a_domain(tmp_path: Path, dns: Bind) -> None:
         assert DOMAIN in text
         assert f"relayd domain show {DOMAIN}" in text
 
+        await ok(daemon, "domain", "request-mail", DOMAIN, "--to", "dns@example.org", "--send", "--yes")
+        await daemon.wait_for_event("delivered", recipient="dns@example.org")
         for record in await records(daemon):
             publish(dns, record)
         assert "設定完了" in await ok(daemon, "domain", "verify", DOMAIN, "--lang", "ja")
