@@ -268,3 +268,20 @@ async def test_a_stranger_is_told_whom_to_be(tmp_path: Path) -> None:
         assert control.running(tmp_path)
         with pytest.raises(ControlError, match="run this as root"):
             await off_loop(control.call, tmp_path, "echo")
+
+
+async def test_a_worker_asks_another(tmp_path: Path) -> None:
+    path = control.worker_socket(tmp_path, 1)
+    async with served(path):
+        assert await control.ask_worker(tmp_path, 1, "echo", {"a": 1}) == {"a": 1}
+        with pytest.raises(ControlError, match="worker 1: the file is faulty"):
+            await control.ask_worker(tmp_path, 1, "refuse", {})
+        with pytest.raises(ControlError, match="worker 0 cannot be asked"):
+            await control.ask_worker(tmp_path, 0, "echo", {})
+
+    async def sleep(_args: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    async with served(path, {"sleep": sleep}):
+        with pytest.raises(ControlError, match="no answer"):
+            await control.ask_worker(tmp_path, 1, "sleep", {}, timeout=0.05)
