@@ -68,6 +68,30 @@ async def test_each_recipient_leaves_with_a_return_path_of_its_own(make_daemon: 
         assert null.sender == ""
 
 
+async def test_success_is_reported_to_the_sender_and_a_bounce_too(make_daemon: MakeDaemon) -> None:
+    """The upstream's own reports go to our return path: what the sender asked for is ours to tell."""
+    async with FakeUpstream() as upstream:
+        bounces = {"notify": "sender", "domain": DOMAIN}
+        daemon = make_daemon(returning(upstream, bounces=bounces))
+        await daemon.start()
+        async with Client(daemon.port) as client:
+            for command in (f"MAIL FROM:<{SENDER}>", "RCPT TO:<a@example.org> NOTIFY=SUCCESS,FAILURE", "DATA"):
+                assert (await client.say(command))[0] in (250, 354)
+            client.writer.write(mail("hello") + b".\r\n")
+            number = id_of(await client.reply())
+        await daemon.wait_for_event("delivered", id=number)
+        await daemon.until(lambda: len(upstream.accepted) == 2, "relayed")
+        told = upstream.accepted[1]
+        assert (told.sender, told.recipients) == ("", [SENDER])
+        assert b"Action: relayed" in told.content
+        path = upstream.accepted[0].sender
+        assert (await come_back(daemon, path, report("a@example.org", to=path)))[0] == 250
+        await daemon.wait_for_event("bounced", id=number)
+        await daemon.until(lambda: len(upstream.accepted) == 3, "bounced")
+        assert upstream.accepted[2].recipients == [SENDER]
+        assert b"Action: failed" in upstream.accepted[2].content
+
+
 async def test_a_bounce_is_told_once(make_daemon: MakeDaemon) -> None:
     async with FakeUpstream() as upstream:
         daemon = make_daemon(returning(upstream))
