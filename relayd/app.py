@@ -399,6 +399,7 @@ class App:
     def _verbs(self) -> dict[str, Handler]:
         acts = {act.value: act for act in Act if act is not Act.EXPIRE}
         verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
+        verbs["upstream.try"] = self._try_upstream
         verbs |= {name: _for_workers(verb) for name, verb in self._inbound.verbs().items()}
         return verbs | {"ping": self._ping, "mail.send": self._send_mail, "worker.status": self._worker_status}
 
@@ -422,6 +423,9 @@ class App:
         except (KeyError, UnicodeEncodeError, AddressError) as error:
             raise ControlError(f"this cannot be sent: {error}") from None
         return {"id": format_id(await self._intake.submit_report(recipient, content))}
+
+    async def _try_upstream(self, args: dict[str, Any]) -> Any:
+        return {"resumed": self._dispatcher.try_now(str(args.get("lane", "")))}
 
     async def _ping(self, args: dict[str, Any]) -> Any:
         return {"slot": self._slot}

@@ -168,6 +168,16 @@ class Dispatcher:
             line.lane.gate.end_pause()
         line.crew.all_ready()
 
+    def try_now(self, lane: str) -> bool:
+        """A login that works again elsewhere is tried here at once; False where nothing had paused it."""
+        line = self._lines.get(lane)
+        if line is None or not line.lane.gate.paused:
+            return False
+        line.lane.gate.end_pause()
+        self.wake(lane, self._clock())
+        line.crew.all_ready()
+        return True
+
     def _leave(self, name: str) -> None:
         """The configuration has this upstream no more: it takes no new mail, and goes when its hands are empty."""
         line = self._lines.pop(name)

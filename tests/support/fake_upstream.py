@@ -274,12 +274,29 @@ class _Connection:
             expected = self.upstream.users.get(username, "")
             made = hmac.new(expected.encode(), challenge.encode(), hashlib.md5).hexdigest()
             password = expected if hmac.compare_digest(made, digest) else ""
+        elif mechanism in ("XOAUTH2", "OAUTHBEARER"):
+            await self.by_token(mechanism, base64.b64decode(words[2]).decode())
+            return
         else:
             await self.act("AUTH", "504 5.5.4 mechanism unknown")
             return
         self.upstream.logins.append(Login(mechanism, username, password, self.tls))
         right = self.upstream.users.get(username) == password
         if await self.act("AUTH", "235 2.7.0 welcome" if right else "535 5.7.8 wrong") == "235":
+            self.username = username
+
+    async def by_token(self, mechanism: str, blob: str) -> None:
+        """XOAUTH2, OAUTHBEARER (RFC 7628): what is wrong comes as JSON first. The tokens are the `users`' passwords."""
+        head, *pairs = blob.split("\x01")
+        username = head.removeprefix("user=").removeprefix("n,a=").rstrip(",")
+        facts = dict(pair.split("=", 1) for pair in pairs if pair)
+        token = facts["auth"].removeprefix("Bearer ")
+        self.upstream.logins.append(Login(mechanism, username, token, self.tls))
+        if self.upstream.users.get(username) != token:
+            answer = await self.ask('{"status":"401","schemes":"bearer"}')
+            assert answer == ("" if mechanism == "XOAUTH2" else "AQ==")
+            await self.act("AUTH", f"535 5.7.3 unsuccessful {token}")
+        elif await self.act("AUTH", "235 2.7.0 welcome") == "235":
             self.username = username
 
     async def ask(self, prompt: str) -> str:
