@@ -11,7 +11,6 @@ from enum import StrEnum
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
 
-
 INBOUND = "@inbound"
 """The lane of mail that came back: it is read here and goes nowhere. No upstream can have this name."""
 
