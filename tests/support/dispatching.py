@@ -144,6 +144,11 @@ class TrickyStore:
     def __getattr__(self, name: str) -> object:
         return getattr(self.real, name)
 
+    async def written(self) -> None:
+        """Wait until nothing is being written."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def settle(self, settlement: Settlement) -> asyncio.Future[None]:
         if self.before is None:
             return self.real.settle(settlement)
