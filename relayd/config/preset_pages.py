@@ -80,7 +80,7 @@ the provider says when) or a client secret (`client_secret_expires`) ends, a war
 
 When a password is changed or a consent revoked, that account alone is paused, and `relayd status` and the log say which
 and what to do. Its mail waits, no attempt is counted, nothing bounces. Every few minutes one message tries again;
-`relayd upstream test NAME` that succeeds lets it try at once.
+`relayd upstream test NAME` that succeeds ends the pause: new mail goes at once, what waits within five minutes.
 
 ## Presets
 """
