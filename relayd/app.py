@@ -168,6 +168,8 @@ class App:
         self._steering = Steering(self._store, self._dispatcher, self._plan.policy, now_ms, self._reporter.wake)
         self._counter = ConnectionCounter(self._share(config), config.limits.connections_per_ip)
         self._listeners: dict[str, ListenerServer] = {}
+        self._old_listeners: dict[asyncio.Task[None], ListenerServer] = {}
+        """Those that a reload replaced, until their last client is gone."""
         self._web: WebServer | None = None
         self._control = ControlServer(worker_socket(data_dir, slot), self._verbs())
 
@@ -213,6 +215,8 @@ class App:
         context = server_context(config.tls, config.data_dir)
         old, self._config = self._config, config
         self._plan, self._tls = plan, context
+        # first of all, for it cannot fail: what intake accepts by the new routes finds its lanes
+        await self._dispatcher.apply(plan)
         self._intake.apply(config, paths)
         await self._inbound.apply(config, paths)
         self._counter.connections = self._share(config)
@@ -226,7 +230,6 @@ class App:
         self._maillog.reopen(config.log.mail)
         self._reporter.apply(plan.policy, config.hostname)
         self._steering.policy = plan.policy
-        await self._dispatcher.apply(plan)
         await self._relisten(config, sockets)
         if sockets.web != self._sockets.web and self._web is not None:
             await self._web.stop()
@@ -242,13 +245,14 @@ class App:
         deadline = asyncio.get_running_loop().time() + self._config.shutdown
         self._serving = False
         self._intake.draining = True
-        servers = list(self._listeners.values())
+        servers = [*self._listeners.values(), *self._old_listeners.values()]
         for server in servers:
             server.stop_accepting()
         await asyncio.gather(*(server.drain(self._config.shutdown * _DRAIN_SHARE) for server in servers))
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._old_listeners]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._inbound.stop_fetching()
         await self._dispatcher.stop(deadline)
         await self._inbound.close()
@@ -290,7 +294,9 @@ class App:
                 continue
             del self._listeners[name]
             server.stop_accepting()
-            self._tasks.append(asyncio.create_task(server.drain(config.shutdown), name=f"drain {name}"))
+            task = asyncio.create_task(server.drain(config.shutdown), name=f"drain {name}")
+            self._old_listeners[task] = server
+            task.add_done_callback(self._old_listeners.pop)
         self._sockets, old = sockets, self._sockets
         try:
             for name, listener in wanted.items():

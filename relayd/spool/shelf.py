@@ -55,6 +55,7 @@ class Shelf:
         """Per slot, by start."""
         self._roll_at: Millis = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     # ---------------------------------------------------------------- opening and closing
 
@@ -151,6 +152,8 @@ class Shelf:
         segment = self._segment(folder / files.name_of(start), self._slot, make=True)
         if mine:
             mine[-1].measure_every = 0
+        if self._closed:
+            segment.gone = StoreError("the spool is closed")
         mine.append(segment)
         self._resume(segment)
 
@@ -166,7 +169,10 @@ class Shelf:
             segment.drop_bodies = settings.keep_body == 0
 
     async def close(self) -> None:
-        """Commit what is pending, checkpoint and close."""
+        """Commit what is pending, checkpoint and close. What comes later is refused: nobody would look at it."""
+        self._closed = True
+        for segment in self.all():
+            segment.gone = segment.gone or StoreError("the spool is closed")
         for segment in self.all():
             await segment.close()
         if self._tasks:

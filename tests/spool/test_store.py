@@ -640,3 +640,21 @@ async def test_a_fact_opens_an_old_segment(open_store: OpenStore, clock: Clock) 
     store = await open_store(segment=60.0)
     assert await store.amend(amendment(mail, State.DELIVERED, State.BOUNCED, EventKind.BOUNCED)) is Amended.WRITTEN
     assert (await store.history(mail.message.id)).recipients[0].state is State.BOUNCED
+
+
+async def test_a_closed_store_takes_nothing_more_and_finishes_what_it_has_taken(
+    store: SqliteStore, clock: Clock
+) -> None:
+    first = make_message(store.mint())
+    taken = store.accept(first, [make_waiting()], CONTENT)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    for _ in range(2):
+        late = make_message(store.mint())
+        with pytest.raises(StoreError, match="closed"):
+            await store.accept(late, [make_waiting()], CONTENT)
+        clock.advance(2 * 86_400)
+    await closing
+    await taken
+    with pytest.raises(StoreError):
+        await store.lanes()
