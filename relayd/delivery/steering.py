@@ -150,8 +150,9 @@ class Steering:
             lanes.update(waiting.lane for delivery in found for waiting in delivery.recipients)
             # whoever asked may go away: what is being written stays claimed until it is
             self._when_done(writing, lambda: self._release(claimed, lanes))
-        for written in writing:
-            written.result()
+        failed = [error for written in writing if (error := written.exception()) is not None]
+        if failed:
+            raise failed[0]
         if any(c.after.notice for settlement in settlements for c in settlement.changes):
             self._owed()
         return settlements, len(found) - len(claimed)
