@@ -59,7 +59,8 @@ def default_lang() -> Lang:
 
 NameArgument = Annotated[str, typer.Argument(metavar="DOMAIN", help="The domain, in any script.", show_default=False)]
 LangOption = Annotated[
-    Lang | None, typer.Option("--lang", help="Language. Without it: that of the shell.", show_default=False)
+    Lang | None,
+    typer.Option("--lang", metavar="en|ja", help="Language. Without it: that of the shell.", show_default=False),
 ]
 
 
@@ -244,7 +245,9 @@ def records(
     context: typer.Context,
     name: NameArgument,
     *,
-    form: Annotated[Form, typer.Option("--format", help="How they are written.")] = Form.TABLE,
+    form: Annotated[
+        Form, typer.Option("--format", metavar="table|zone|json", help="How they are written.")
+    ] = Form.TABLE,
     no_underscore_cname: Annotated[
         bool,
         typer.Option(
