@@ -133,6 +133,8 @@ NOT_OURS = Refused(Refusal.UNKNOWN_RECIPIENT, Reply(550, "5.1.1", "No such addre
 FORGED = Refused(Refusal.FORGED, NOT_OURS.reply)
 """A return path of ours in form, but not signed by us, or expired."""
 LOOP = Refused(Refusal.LOOP, Reply(550, "5.4.6", "Too many Received headers: this message is in a mail loop"))
+
+
 def no_account(sender: str) -> Refused:
     """The upstream sends only for the mailboxes that it has accounts of."""
     text = f"The upstream for this mail has no account that may send as <{sender}>"
