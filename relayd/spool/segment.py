@@ -104,6 +104,7 @@ class Segment:
         self._writer: Connection | None = None
         self._reader: Connection | None = None
         self._keeper: Connection | None = None
+        self._surveyor: Connection | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._wal_pages = 0
         self._users = 0
@@ -125,7 +126,7 @@ class Segment:
     @property
     def open(self) -> bool:
         """It has a connection."""
-        return self._writer is not None or self._reader is not None
+        return self._writer is not None or self._reader is not None or self._surveyor is not None
 
     # ---------------------------------------------------------------- writing
 
@@ -309,6 +310,12 @@ class Segment:
         """Run a question on the read connection. Raises StoreError, or what the question raises of it."""
         return await self._guarded(self._open_reader, function, *args, **kwargs)
 
+    async def survey(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for questions that walk over a whole table: they keep no other read waiting."""
+        return await self._guarded(self._open_surveyor, function, *args, **kwargs)
+
     async def _guarded(
         self,
         opened: Callable[[], Awaitable[Connection]],
@@ -360,6 +367,14 @@ class Segment:
                 self._reader = await open_reader(self.path)
             return self._reader
 
+    async def _open_surveyor(self) -> Connection:
+        if self._make:
+            await self._open_writer()
+        async with self._opening:
+            if self._surveyor is None:
+                self._surveyor = await open_reader(self.path)
+            return self._surveyor
+
     async def open_now(self) -> None:
         """Open, or make, the file. Raises StoreError."""
         try:
@@ -379,9 +394,9 @@ class Segment:
         """Commit what is pending, checkpoint, and let go of the file. It opens again when used."""
         await self.drain()
         async with self._opening:
-            connections = (self._reader, self._keeper, self._writer)
+            connections = (self._reader, self._surveyor, self._keeper, self._writer)
             # whoever comes from now on waits for the lock, and opens anew
-            self._reader = self._keeper = self._writer = None
+            self._reader = self._surveyor = self._keeper = self._writer = None
             for connection in connections:
                 if connection is not None:
                     try:

@@ -298,7 +298,7 @@ class SqliteStore:
         depth: dict[str, int] = {}
         oldest: dict[str, MessageId] = {}
         for segment in self._shelf.waiting():
-            for lane, count, message in await segment.read(reads.lanes):
+            for lane, count, message in await segment.survey(reads.lanes):
                 depth[lane] = depth.get(lane, 0) + count
                 oldest[lane] = min(oldest.get(lane, message), message)
         return [LaneDepth(lane, depth[lane], time_of(oldest[lane])) for lane in sorted(depth)]
@@ -388,7 +388,7 @@ class SqliteStore:
         """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
         found: list[Delivery] = []
         for segment in self._shelf.waiting():
-            found += await segment.read(reads.matching, wanted, after, limit)
+            found += await segment.survey(reads.matching, wanted, after, limit)
         found.sort(key=lambda delivery: delivery.message.id)
         return found[:limit]
 

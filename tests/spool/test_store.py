@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -658,3 +660,24 @@ async def test_a_closed_store_takes_nothing_more_and_finishes_what_it_has_taken(
     await taken
     with pytest.raises(StoreError):
         await store.lanes()
+
+
+async def test_a_walk_over_the_whole_queue_keeps_no_other_read_waiting(store: SqliteStore) -> None:
+    message = make_message(store.mint())
+    await store.accept(message, [make_waiting()], CONTENT)
+    begun, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def walk(_: sqlite3.Connection) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        may_end.wait(20)
+
+    walking = asyncio.create_task(store._shelf.current.survey(walk))
+    try:
+        await begun.wait()
+        assert await asyncio.wait_for(store.content(message.id), 10) == CONTENT
+        due = await asyncio.wait_for(store.due("acme", NOW, 10, ()), 10)
+        assert [delivery.message.id for delivery in due.deliveries] == [message.id]
+    finally:
+        may_end.set()
+        await walking
