@@ -128,9 +128,7 @@ def strike(db: sqlite3.Connection, new: Strike, since: Millis) -> int:
 
 def forget_strikes(db: sqlite3.Connection, past: Strike) -> None:
     """The failures have become a block."""
-    db.execute(
-        "DELETE FROM strike WHERE target = ? AND scope = ? AND class = ?", (past.target, past.scope, past.cls)
-    )
+    db.execute("DELETE FROM strike WHERE target = ? AND scope = ? AND class = ?", (past.target, past.scope, past.cls))
 
 
 def stopped(db: sqlite3.Connection, counts: Mapping[int, tuple[int, Millis]]) -> None:
