@@ -312,14 +312,15 @@ class Dispatcher:
         found = await self._store.select(QueueFilter(ids=frozenset({message.id}), upstream=lane.name), 1)
         standing = {waiting.n: waiting for here in found for waiting in here.recipients}
         stay: list[Waiting] = []
-        moving: dict[str, list[Waiting]] = {}
+        moving: list[tuple[Waiting, str]] = []
         for name, waiting in zip(chosen, delivery.recipients, strict=True):
             if name == lane.name:
                 stay.append(waiting)
             elif waiting.n in standing:
-                moving.setdefault(name, []).append(standing[waiting.n])
-        for name, recipients in moving.items():
-            await self._store.settle(move(message, recipients, name, now))
+                moving.append((standing[waiting.n], name))
+        if moving:
+            await self._store.settle(move(message, moving, now))
+        for name in dict.fromkeys(name for _, name in moving):
             self.wake(name, now, message.id)
         if not stay:
             line.end(message.id)

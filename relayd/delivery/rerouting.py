@@ -17,7 +17,7 @@ from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
 from relayd.delivery.settle import move
 from relayd.spool.filter import QueueFilter
-from relayd.spool.store import Delivery, Store, StoreError, Waiting
+from relayd.spool.store import Delivery, Store, StoreError
 
 _BATCH = 500
 AGAIN = 5.0
@@ -122,13 +122,11 @@ class Rerouting:
 
     async def _move(self, delivery: Delivery) -> None:
         message, now = delivery.message, self._clock()
-        moving: dict[str, list[Waiting]] = {}
-        for waiting in delivery.recipients:
-            lane = self._lanes.choose(message, waiting.recipient)
-            if lane != waiting.lane:
-                moving.setdefault(lane, []).append(waiting)
-        for lane, recipients in moving.items():
-            await self._store.settle(move(message, recipients, lane, now))
+        choose = self._lanes.choose
+        chosen = [(waiting, choose(message, waiting.recipient)) for waiting in delivery.recipients]
+        moving = [(waiting, lane) for waiting, lane in chosen if lane != waiting.lane]
+        if moving:
+            await self._store.settle(move(message, moving, now))
 
 
 class _Busy:

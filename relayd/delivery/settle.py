@@ -222,13 +222,13 @@ def steer(
     return Settlement(message.id, tuple(changes))
 
 
-def move(message: Message, recipients: Sequence[Waiting], lane: str, now: Millis) -> Settlement:
-    """The routes chose another upstream for these recipients: due there at once, unless held or parked."""
+def move(message: Message, moving: Sequence[tuple[Waiting, str]], now: Millis) -> Settlement:
+    """The routes chose other lanes for these recipients: due there at once, unless held or parked."""
     changes = tuple(
         Change(
             replace(waiting, lane=lane, due=None if waiting.due is None else now, notice=None),
             _event(message, waiting, EventKind.MOVED, now, {"from": waiting.lane, "upstream": lane}),
         )
-        for waiting in recipients
+        for waiting, lane in moving
     )
     return Settlement(message.id, changes)

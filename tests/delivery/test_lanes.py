@@ -312,7 +312,7 @@ async def test_a_recipient_that_came_due_while_another_was_in_hand_is_looked_for
     assert taken is not None
     assert [w.n for w in taken.recipients] == [0]
     # the routes bring the other recipient here, while the first one is being sent
-    await store.settle(move(message, [later], "acme", NOW))
+    await store.settle(move(message, [(later, "acme")], NOW))
     asked = slow.asked
     lane.due_at(NOW, message.id)
     await until(lambda: slow.asked > asked)

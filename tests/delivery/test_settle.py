@@ -166,5 +166,5 @@ def test_operators_acts_change_only_what_they_can() -> None:
 
 
 def test_moving_makes_it_due_at_the_other_upstream_at_once() -> None:
-    [change] = move(MESSAGE, [waiting(due=ACCEPTED + HOUR)], "other", ACCEPTED + 5).changes
+    [change] = move(MESSAGE, [(waiting(due=ACCEPTED + HOUR), "other")], ACCEPTED + 5).changes
     assert (change.after.lane, change.after.due, change.event.kind) == ("other", ACCEPTED + 5, EventKind.MOVED)
