@@ -319,11 +319,10 @@ class Dispatcher:
             elif waiting.n in standing:
                 moving.append((standing[waiting.n], name))
         if moving:
-            await self._store.settle(move(message, moving, now))
-        for name in dict.fromkeys(name for _, name in moving):
-            self.wake(name, now, message.id)
-        if not stay:
+            self._write(line, move(message, moving, now), last=not stay)
+        elif not stay:
             line.end(message.id)
+        if not stay:
             lane.gate.abandoned()
         return replace(delivery, recipients=tuple(stay))
 
@@ -524,7 +523,10 @@ class Dispatcher:
             line.end(settlement.message)
         for change in settlement.changes:
             if change.after.due is not None:
-                line.lane.due_at(change.after.due)
+                if change.after.lane == line.lane.name:
+                    line.lane.due_at(change.after.due)
+                else:
+                    self.wake(change.after.lane, change.after.due, settlement.message)
             if change.after.notice is not None:
                 self._owed()
 
