@@ -65,3 +65,22 @@ def test_whatever_happens_it_never_stays_closed_for_longer_than_the_longest_paus
             gate.taken()
     gate.abandoned()
     assert gate.may_take(now + LONGEST_PAUSE * 5 // 4)
+
+
+def test_a_clock_that_is_put_back_makes_no_pause_longer() -> None:
+    gate = Gate()
+    gate.trouble(86_400_000, "down", 0.0)
+    assert gate.may_take(1000)
+    gate.taken()
+    until = gate.trouble(1000, "still down", 1.0)
+    assert 1000 < until <= 1000 + LONGEST_PAUSE * 5 // 4
+
+
+def test_a_pause_can_be_ended_for_a_probe_without_forgetting_the_trouble() -> None:
+    gate = Gate()
+    gate.trouble(1000, "wrong password", 0.0)
+    gate.end_pause()
+    assert gate.may_take(1000)
+    assert gate.paused
+    gate.taken()
+    assert not gate.may_take(2000)

@@ -35,3 +35,32 @@ async def test_what_is_released_can_be_leased_again(tmp_path: Path) -> None:
     for _ in range(5):
         await asyncio.wait_for(slots.acquire(), 10)
         slots.release()
+
+
+async def test_who_gives_a_lease_up_lets_those_go_first_who_wait(tmp_path: Path) -> None:
+    first, second = (ConnectionSlots(tmp_path, "acme", 1, slot, 2) for slot in range(2))
+    await first.acquire()
+    assert not first.wanted()
+    waiting = asyncio.create_task(second.acquire())
+    async with asyncio.timeout(10):
+        while not first.wanted():  # noqa: ASYNC110 - a lock on a file rings no bell
+            await asyncio.sleep(0.01)
+    first.release(after_you=True)
+    again = asyncio.create_task(first.acquire())
+    assert await asyncio.wait_for(waiting, 10)
+    assert not again.done()
+    second.release()
+    assert await asyncio.wait_for(again, 10)
+    first.release()
+
+
+async def test_waiting_for_a_lease_can_be_given_up(tmp_path: Path) -> None:
+    first, second = (ConnectionSlots(tmp_path, "acme", 1, slot, 2) for slot in range(2))
+    await first.acquire()
+    stopping = False
+    waiting = asyncio.create_task(second.acquire(lambda: stopping))
+    await asyncio.wait([waiting], timeout=0.1)
+    stopping = True
+    assert not await asyncio.wait_for(waiting, 10)
+    assert not first.wanted()
+    first.release()
