@@ -24,7 +24,8 @@ from relayd.delivery.dkim import DKIMKeyError, Signer, SigningPool, load_key, lo
 from tests.support.dkim_keys import config, private_key, txt_record
 
 NOW = 1_700_000_000_000
-CORPUS = Path(os.environ.get("RELAYD_CORPORA", "/work/shared/corpora")) / "mime"
+BESIDE = Path(__file__).resolve().parents[4] / "shared" / "corpora"
+CORPUS = Path(os.environ.get("RELAYD_CORPORA", BESIDE)) / "mime"
 MAIL = b"From: Shop <info@shop.test>\r\nTo: b@example.net\r\nSubject: hello\r\n\r\nHello.\r\n"
 
 
