@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 _LEAST_WAIT, _MOST_WAIT = 0.05, 0.5
 LEASE = 2.0
@@ -23,7 +24,8 @@ class ConnectionSlots:
 
     def __init__(self, directory: Path, upstream: str, limit: int, slot: int, slots: int) -> None:
         self._limit = limit
-        self._base = directory / f"upstream-{upstream}"
+        # the lane of an account has a slash in its name
+        self._base = directory / f"upstream-{quote(upstream, safe='')}"
         self._locks: list[int] = []
         self._after_you = False
         self.leased = limit < slots

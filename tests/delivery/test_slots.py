@@ -64,3 +64,10 @@ async def test_waiting_for_a_lease_can_be_given_up(tmp_path: Path) -> None:
     assert not await asyncio.wait_for(waiting, 10)
     assert not first.wanted()
     first.release()
+
+
+async def test_the_lane_of_an_account_leases_as_any_other(tmp_path: Path) -> None:
+    slots = ConnectionSlots(tmp_path, "office365/team@example.com", 1, 0, 2)
+    assert await asyncio.wait_for(slots.acquire(), 10)
+    assert not slots.wanted()
+    slots.release()
