@@ -28,8 +28,9 @@ from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import LaneTable
 from relayd.delivery.credentials import CredentialWatch
-from relayd.delivery.dispatch import Dispatcher, Plan, UpstreamPlan
+from relayd.delivery.dispatch import Dispatcher
 from relayd.delivery.dkim import stored_key
+from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.notices import Reporter
 from relayd.delivery.plan import build_plan
 from relayd.delivery.steering import Steering

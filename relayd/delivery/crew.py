@@ -1,6 +1,6 @@
 """The carriers of one lane: coroutines that each hold at most one connection and carry one message after another.
 
-They are hired as mail comes and leave when idle. What an attempt is, is dispatch.py's; how many may be, slots.py's.
+They are hired as mail comes and leave when idle. What an attempt is, is attempt.py's; how many may be, slots.py's.
 """
 
 from __future__ import annotations

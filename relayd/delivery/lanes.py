@@ -1,7 +1,7 @@
 """The queue in memory: one lane for each upstream, a bounded window over what waits on disk.
 
 Fresh mail enters by `push` with its content, retries and backlog are fed from the store; both take turns, so that
-neither starves the other. Lanes hand out deliveries and never speak to an upstream: carriers (dispatch.py) do.
+neither starves the other. Lanes hand out deliveries and never speak to an upstream: carriers (attempt.py) do.
 """
 
 from __future__ import annotations

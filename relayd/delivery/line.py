@@ -6,7 +6,7 @@ What an attempt means for a recipient is settle.py's; here it is about whether t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,9 +18,12 @@ from relayd.core.mail import Message
 from relayd.core.session import Connector, Sent
 from relayd.core.units import Millis
 from relayd.delivery.crew import Crew
+from relayd.delivery.dkim import SigningPool
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.routing import RouteTable
 from relayd.delivery.senders import RefusedSenders
+from relayd.delivery.settle import Policy
 
 
 class Outward(Protocol):
@@ -50,6 +53,17 @@ class UpstreamPlan:
     sign: bool = True
     outward: Outward | None = None
     """None: everything goes out under the name it came with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a configuration says about delivery."""
+
+    upstreams: Mapping[str, UpstreamPlan]
+    table: RouteTable
+    signing: SigningPool
+    policy: Policy
+    window: int
 
 
 _BEHIND_MAIL = frozenset({Stage.RCPT, Stage.DATA, Stage.DOT})

@@ -12,8 +12,8 @@ from relayd.core.session import Connector
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import AccountBook, LaneTable, Outward, books_of, lane_name
-from relayd.delivery.dispatch import Plan, UpstreamPlan
 from relayd.delivery.dkim import Signer, SigningPool, load_keys
+from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.oauth.grants import Grant, grant_of
 from relayd.delivery.oauth.keeper import Bearer, TokenKeeper
 from relayd.delivery.sandbox import SandboxConnector

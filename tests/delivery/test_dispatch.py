@@ -11,7 +11,7 @@ import pytest
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Act, OnUncertain, Outcome, State
 from relayd.core.session import Outgoing
-from relayd.delivery import crew, dispatch, rerouting
+from relayd.delivery import crew, rerouting, writing
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import NoSuchMessageError, Settlement, StoreError
 from tests.support.dispatching import (
@@ -29,7 +29,7 @@ from tests.support.dispatching import (
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(dispatch, "WRITE_AGAIN", 0.01)
+    monkeypatch.setattr(writing, "WRITE_AGAIN", 0.01)
     monkeypatch.setattr(rerouting, "AGAIN", 0.01)
     world = World(tmp_path)
     yield world

@@ -18,8 +18,8 @@ from relayd.core.event import EventKind
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Act, OnUncertain, Outcome, OutcomeKind, State
 from relayd.core.session import Outgoing
-from relayd.delivery import dispatch, lanes, rerouting
-from relayd.delivery.dispatch import Plan
+from relayd.delivery import lanes, rerouting, writing
+from relayd.delivery.line import Plan
 from relayd.spool.filter import QueueFilter
 from relayd.spool.schema import FINAL_EVENT
 from relayd.spool.store import Settlement, StoreError
@@ -126,7 +126,7 @@ class Life:
     async def restart(self) -> None:
         # a settlement that cannot be written until the end is lost, and its mail sent again: not here, to count exactly
         self.calm = True
-        await until(lambda: not self.world.dispatcher._unsettled)
+        await until(lambda: not self.world.dispatcher._writer._unsettled)
         await self.world.dispatcher.stop(asyncio.get_running_loop().time() + self.chance.choice([0, 1]))
         await self.world.tricky.written()
         await self.world.store.close()
@@ -188,7 +188,7 @@ class Life:
 async def test_every_recipient_ends_as_the_upstreams_saw_it(
     seed: int, policy: OnUncertain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "WRITE_AGAIN", 0.002)
+    monkeypatch.setattr(writing, "WRITE_AGAIN", 0.002)
     monkeypatch.setattr(rerouting, "AGAIN", 0.01)
     monkeypatch.setattr(lanes, "FEED_RETRY", 0.01)
     life = Life(World(tmp_path), random.Random(seed))

@@ -18,8 +18,9 @@ from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.core.retry import parse_schedule
 from relayd.core.session import ConnectFailedError, Outgoing, Sent
-from relayd.delivery.dispatch import Dispatcher, Plan, UpstreamPlan
+from relayd.delivery.dispatch import Dispatcher
 from relayd.delivery.dkim import Signer, SigningPool
+from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.settle import Policy
 from relayd.delivery.steering import Steering

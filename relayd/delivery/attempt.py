@@ -1,0 +1,213 @@
+"""The pipeline of one attempt, readable on one page: look at the route again, open, sign, send, settle.
+
+Lanes queue, crews carry, sessions speak SMTP, settle.py decides, writing.py writes: here one delivery goes its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from relayd.core.blocking import Block
+from relayd.core.ids import format_id
+from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
+from relayd.core.mail import Message
+from relayd.core.reply import Reply
+from relayd.core.session import ConnectFailedError, Outgoing, Sent
+from relayd.core.units import Millis
+from relayd.delivery.crew import Carrier
+from relayd.delivery.line import Line, Plan, trouble_in
+from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.settle import Facts, expire, move, overdue, settle_attempt, suppress
+from relayd.delivery.writing import Writer
+from relayd.spool.filter import QueueFilter
+from relayd.spool.store import Attempt, Delivery, Settlement, Store, Waiting
+
+_INTERNAL = Outcome(
+    OutcomeKind.DEFERRED, Stage.LOCAL, Reply(451, "4.3.0", "Internal error; it is logged"), "system-error"
+)
+
+
+class Attempts:
+    """What carriers of one worker do with a delivery. `plan` is the configuration's, now."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        writer: Writer,
+        *,
+        observer: DeliveryObserver,
+        clock: Callable[[], Millis],
+        blocked: Callable[[Message, str], Block | None],
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self.plan = plan
+        self._writer = writer
+        self._observer = observer
+        self._clock = clock
+        self._blocked = blocked
+        self._random = rng
+        self._log = structlog.get_logger("relayd.delivery")
+
+    async def carry(self, line: Line, carrier: Carrier, delivery: Delivery) -> None:
+        """Carry one delivery: the crew's `Attempt`."""
+        started = self._clock()
+        try:
+            delivery = await self._rerouted(line, delivery, started)
+            if not delivery.recipients:
+                return
+            if overdue(delivery, self.plan.policy, started):
+                self._expire(line, delivery, started)
+                return
+            delivery = await self._unblocked(line, delivery, started)
+            if delivery.recipients and not (line.senders and self._put_off(line, delivery, started)):
+                await self._carry(line, carrier, delivery, started)
+        except Exception:  # noqa: BLE001 - one message must not stop a lane, whatever it does to our code
+            self._log.exception("attempt failed", id=format_id(delivery.message.id), upstream=line.plan.name)
+            carrier.broken = True
+            outcomes = (_INTERNAL,) * len(delivery.recipients)
+            sent = Sent(outcomes, Stage.LOCAL, str(_INTERNAL.reply), None, dsn=False)
+            self._writer.settle(line, delivery, delivery.recipients, sent, started=started, session=None, last=True)
+
+    async def _rerouted(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
+        """The recipients that the routes, looked at again, still send through this lane; others move on."""
+        message, lane = delivery.message, line.lane
+        chosen = [self.plan.table.upstream_for(message, waiting.recipient) or "" for waiting in delivery.recipients]
+        if all(name == lane.name for name in chosen):
+            return delivery
+        # as they stand now: while this waited in memory, the walk after a reload may have moved them already
+        found = await self._store.select(QueueFilter(ids=frozenset({message.id}), upstream=lane.name), 1)
+        standing = {waiting.n: waiting for here in found for waiting in here.recipients}
+        stay: list[Waiting] = []
+        moving: list[tuple[Waiting, str]] = []
+        for name, waiting in zip(chosen, delivery.recipients, strict=True):
+            if name == lane.name:
+                stay.append(waiting)
+            elif waiting.n in standing:
+                moving.append((standing[waiting.n], name))
+        if moving:
+            self._writer.write(line, move(message, moving, now), last=not stay)
+        elif not stay:
+            line.end(message.id)
+        if not stay:
+            lane.gate.abandoned()
+        return replace(delivery, recipients=tuple(stay))
+
+    def _put_off(self, line: Line, delivery: Delivery, now: Millis) -> bool:
+        """The upstream refuses this sender alone, and its next try is not yet: nothing is attempted."""
+        found = line.senders.waits(delivery.message.envelope.sender, now)
+        if found is None:
+            return False
+        outcome, until = found
+        attempt = Attempt(now, 0, line.plan.name, "", None, outcome.stage, str(outcome.reply), None, ())
+        outcomes = (outcome,) * len(delivery.recipients)
+        facts = Facts(delivery.message, delivery.recipients, outcomes, attempt, line.plan.on_uncertain, False, until)
+        settlement = settle_attempt(facts, self.plan.policy, now, self._random.random())
+        self._writer.write(line, replace(settlement, attempt=None), last=True)
+        line.lane.gate.abandoned()
+        return True
+
+    def _expire(self, line: Line, delivery: Delivery, now: Millis) -> None:
+        changes = tuple(expire(delivery.message, w, self.plan.policy, now) for w in delivery.recipients)
+        self._writer.write(line, Settlement(delivery.message.id, changes), last=True)
+        line.lane.gate.abandoned()
+
+    async def _unblocked(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
+        """The recipients that may be mailed; the others are suppressed. Asked again before every attempt."""
+        message, blocked, policy = delivery.message, self._blocked, self.plan.policy
+        if message.origin.inbound:
+            return delivery
+        stopped = [
+            suppress(message, waiting, block, policy, now)
+            for waiting in delivery.recipients
+            if (block := blocked(message, waiting.recipient.address)) is not None
+        ]
+        if not stopped:
+            return delivery
+        gone = {change.after.n for change in stopped}
+        stay = tuple(waiting for waiting in delivery.recipients if waiting.n not in gone)
+        written = self._writer.write(line, Settlement(message.id, tuple(stopped)), last=not stay)
+        if stay:
+            await asyncio.wait([written])
+        else:
+            line.lane.gate.abandoned()
+        return replace(delivery, recipients=stay)
+
+    async def _carry(self, line: Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
+        """Send to all recipients, as many in one transaction as the upstream takes."""
+        message, rest = delivery.message, delivery.recipients
+        verp = line.plan.return_path if message.envelope.sender else None
+        step = line.plan.recipients if verp is None else 1
+        signed: bytes | None = None
+        reused = carrier.session is not None
+        while rest:
+            if carrier.session is None or not carrier.session.usable:
+                if not await self._open(line, carrier, delivery, rest, started):
+                    return
+                reused = False
+            session = carrier.session
+            assert session is not None  # noqa: S101 - _open said so
+            if signed is None:
+                content = delivery.content
+                if content is None:
+                    content = await self._store.content(message.id)
+                outward, domain = line.plan.outward, message.from_domain
+                if outward is not None:
+                    content, domain = outward.content(message, content)
+                signed = await self.plan.signing.signed(content, domain) if line.plan.sign else content
+            part = rest[:step]
+            recipients = tuple([waiting.recipient for waiting in part])
+            envelope = message.envelope
+            if line.plan.outward is not None:
+                envelope = replace(envelope, sender=line.plan.outward.sender(message))
+            if verp is not None:
+                envelope = replace(envelope, sender=verp(message.id, part[0].n, started))
+            sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
+            if sent.dsn and envelope.sender != message.envelope.sender:
+                # the upstream's report of success goes to another address: the sender's is still ours to make
+                sent = replace(sent, dsn=False)
+            if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
+                # the upstream had given up an idle connection: that is no attempt, a fresh one gets the mail
+                reused = False
+                continue
+            reused = True
+            rest = rest[step:]
+            trouble = trouble_in(sent)
+            written = self._writer.settle(line, delivery, part, sent, started=started, session=session, last=not rest)
+            if rest:
+                await asyncio.wait([written])
+            if rest and trouble is not None:
+                more = replace(sent, outcomes=(trouble,) * len(rest))
+                self._writer.settle(line, delivery, rest, more, started=started, session=session, last=True)
+                return
+
+    async def _open(
+        self, line: Line, carrier: Carrier, delivery: Delivery, rest: tuple[Waiting, ...], started: Millis
+    ) -> bool:
+        """Put a fresh session in the carrier's hand; False when the upstream is in trouble, and that is settled."""
+        if carrier.session is not None:
+            await carrier.session.close()
+            carrier.session = None
+            self._observer.connections(line.plan.name, -1)
+        try:
+            carrier.session = await line.plan.connector.open()
+        except ConnectFailedError as failure:
+            self._observer.connect_failed(line.plan.name, failure.outcome.cls)
+            outcomes = (failure.outcome,) * len(rest)
+            sent = Sent(outcomes, failure.outcome.stage, str(failure.outcome.reply), failure.transcript, dsn=False)
+            self._writer.settle(
+                line, delivery, rest, sent, started=started, session=None, last=True, endpoint=failure.endpoint
+            )
+            return False
+        self._observer.connections(line.plan.name, 1)
+        return True
+
+
+def _nothing_tried(sent: Sent) -> bool:
+    return all(outcome.kind in (OutcomeKind.DEFERRED, OutcomeKind.TROUBLE) for outcome in sent.outcomes)

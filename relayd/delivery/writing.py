@@ -1,0 +1,153 @@
+"""Writes what attempts meant: one transaction for each settlement, written again and again where the disk refuses.
+
+What an outcome means is settle.py's and core/lifecycle.py's; here it gets on disk, and lanes hear what came due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from relayd.core.ids import MessageId, format_id
+from relayd.core.session import Sent, Session
+from relayd.core.units import Millis
+from relayd.delivery.line import Line
+from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.settle import Facts, Policy, settle_attempt
+from relayd.spool.store import Attempt, Delivery, NoSuchMessageError, Settlement, Store, StoreError, Waiting
+
+WRITE_AGAIN = 0.5
+"""Seconds until a settlement that failed is written again; longer each time."""
+
+Wake = Callable[[str, Millis, MessageId | None], None]
+"""Tells a lane that something in the store became due, maybe of this message."""
+
+
+class Writer:
+    """Settlements of one worker, on its event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        policy: Policy,
+        *,
+        observer: DeliveryObserver,
+        clock: Callable[[], Millis],
+        owed: Callable[[], None],
+        wake: Wake,
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self.policy = policy
+        """What the configuration says about failures now."""
+        self._observer = observer
+        self._clock = clock
+        self._owed = owed
+        self._wake = wake
+        self._random = rng
+        self._unsettled: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger("relayd.delivery")
+
+    async def stop(self) -> None:
+        """Give up what could not be written so far: it stands on disk as it was before the attempt."""
+        for task in self._unsettled:
+            task.cancel()
+        await asyncio.gather(*self._unsettled, return_exceptions=True)
+
+    def settle(
+        self,
+        line: Line,
+        delivery: Delivery,
+        part: tuple[Waiting, ...],
+        sent: Sent,
+        *,
+        started: Millis,
+        session: Session | None,
+        last: bool,
+        endpoint: str = "",
+    ) -> asyncio.Future[None]:
+        """Decide what the attempt meant, tell the gate, and write it all in one transaction."""
+        now = self._clock()
+        resume = line.judge(sent, delivery.message.envelope.sender, now)
+        attempt = Attempt(
+            at=started,
+            took=now - started,
+            upstream=line.plan.name,
+            endpoint=session.endpoint if session is not None else endpoint,
+            tls=session.tls if session is not None else None,
+            stage=sent.stage,
+            reply=sent.reply,
+            transcript=sent.transcript,
+            recipients=tuple([waiting.n for waiting in part]),
+        )
+        self._observer.attempt(line.plan.name, (now - started) / 1000)
+        facts = Facts(delivery.message, part, sent.outcomes, attempt, line.plan.on_uncertain, sent.dsn, resume)
+        return self.write(line, settle_attempt(facts, self.policy, now, self._random.random()), last=last)
+
+    def write(self, line: Line, settlement: Settlement, *, last: bool) -> asyncio.Future[None]:
+        """Write a settlement; with `last` the message is let go of once all of it is on disk."""
+        written = self._store.settle(settlement)
+        written.add_done_callback(partial(self._written, line, settlement, last))
+        return written
+
+    def _written(self, line: Line, settlement: Settlement, last: bool, written: asyncio.Future[None]) -> None:
+        if written.cancelled():
+            return
+        error = written.exception()
+        if error is None:
+            self._after(line, settlement, last)
+            return
+        if self._is_gone(error, settlement.message):
+            if last:
+                line.end(settlement.message)
+            return
+        # what was delivered but is not written must not be taken for undelivered: nothing more goes out here
+        # until it is
+        line.cannot_write(settlement.message)
+        if last:
+            line.end(settlement.message)
+        self._log.error("cannot write what became of a message", upstream=line.plan.name, error=str(error))
+        task = asyncio.create_task(self._write_again(line, settlement), name=f"settle {format_id(settlement.message)}")
+        self._unsettled.add(task)
+        task.add_done_callback(self._unsettled.discard)
+
+    async def _write_again(self, line: Line, settlement: Settlement) -> None:
+        wait = WRITE_AGAIN
+        while True:
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 15.0)
+            try:
+                await self._store.settle(settlement)
+            except StoreError as error:
+                if self._is_gone(error, settlement.message):
+                    break
+                self._log.error("still cannot write what became of a message", error=str(error))
+            else:
+                break
+        line.written_at_last(settlement.message)
+        self._after(line, settlement, last=False)
+        line.crew.all_ready()
+
+    def _is_gone(self, error: BaseException, message: MessageId) -> bool:
+        """Its segment was damaged and set aside: there is nothing left that could be written to."""
+        if not isinstance(error, NoSuchMessageError):
+            return False
+        self._log.error("what became of a message has no place any more", id=format_id(message), error=str(error))
+        return True
+
+    def _after(self, line: Line, settlement: Settlement, last: bool) -> None:
+        """The settlement is on disk: make room in the window, and remember what is due and owed."""
+        if last:
+            line.end(settlement.message)
+        for change in settlement.changes:
+            if change.after.due is not None:
+                if change.after.lane == line.lane.name:
+                    line.lane.due_at(change.after.due)
+                else:
+                    self._wake(change.after.lane, change.after.due, settlement.message)
+            if change.after.notice is not None:
+                self._owed()
