@@ -407,6 +407,7 @@ class App:
         acts = {act.value: act for act in Act if act is not Act.EXPIRE}
         verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
         verbs["upstream.try"] = self._try_upstream
+        verbs["domains.refresh"] = _for_workers(self._refresh_domains)
         verbs |= {name: _for_workers(verb) for name, verb in self._inbound.verbs().items()}
         return verbs | {"ping": self._ping, "mail.send": self._send_mail, "worker.status": self._worker_status}
 
@@ -433,6 +434,11 @@ class App:
 
     async def _try_upstream(self, args: dict[str, Any]) -> Any:
         return {"resumed": self._dispatcher.try_now(str(args.get("lane", "")))}
+
+    async def _refresh_domains(self, args: dict[str, Any]) -> Any:
+        """A command has changed domains: it returns once every worker knows."""
+        await self._book.poll()
+        return {"generation": self._book.everything.generation}
 
     async def _ping(self, args: dict[str, Any]) -> Any:
         return {"slot": self._slot}

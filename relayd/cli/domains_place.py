@@ -12,9 +12,11 @@ import typer
 
 from relayd.cli.common import FAULT, CommandError, config_path, read_config
 from relayd.cli.offline import become_owner
+from relayd.cli.out import warn
 from relayd.cli.place import without_secrets
 from relayd.config.models import Config
 from relayd.config.secret import resolve_secret
+from relayd.control import ControlError, NotRunningError, ask
 from relayd.core.units import Millis
 from relayd.domains.changes import DomainError
 from relayd.domains.keys import Vault
@@ -23,6 +25,8 @@ from relayd.spool.domains import DomainStore
 from relayd.spool.state import StateDB, StateError
 
 T = TypeVar("T")
+_WORKERS_WITHIN = 15.0
+"""Seconds that each worker has to take a change over."""
 
 
 def now_ms() -> Millis:
@@ -64,15 +68,35 @@ def run(context: typer.Context, given: Path | None, work: Callable[[Site], Await
         data_dir.mkdir(mode=0o700, parents=True)
     become_owner(data_dir)
     vault = Vault(resolve_secret(config)) if secret else None
-    return asyncio.run(_run(config, data_dir / "state.db", vault, work))
+    state = StateDB(data_dir / "state.db")
+    store = DomainStore(state)
+    try:
+        return asyncio.run(_run(state, Site(config, store, vault), work))
+    finally:
+        if store.changed:
+            tell_workers(data_dir)
 
 
-async def _run(config: Config, path: Path, vault: Vault | None, work: Callable[[Site], Awaitable[T]]) -> T:
-    state = StateDB(path)
+def tell_workers(data_dir: Path) -> None:
+    """Wait until every worker of a running daemon knows what was changed: what a command says holds when it returns."""
+    try:
+        answers = ask(data_dir, "domains.refresh", timeout=_WORKERS_WITHIN)
+    except NotRunningError:
+        return
+    except ControlError as error:
+        warn(f"the running daemon was not told, and follows within a second: {error}")
+        return
+    # one that is gone reads everything when it is started again
+    for answer in answers:
+        if answer.error is not None:
+            warn(f"worker {answer.slot} was not told, and follows within a second or says why not: {answer.error}")
+
+
+async def _run(state: StateDB, site: Site, work: Callable[[Site], Awaitable[T]]) -> T:
     try:
         await state.open()
         try:
-            return await work(Site(config, DomainStore(state), vault))
+            return await work(site)
         finally:
             await state.close()
     except DomainError as error:

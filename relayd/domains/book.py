@@ -47,6 +47,7 @@ class DomainBook:
         self._required = False
         self._default_host = ""
         self._config = config
+        self._reading = asyncio.Lock()
         self._log = structlog.get_logger("relayd.domains")
 
     async def start(self, secret: bytes) -> None:
@@ -60,7 +61,14 @@ class DomainBook:
         self._index()
 
     async def poll(self) -> None:
-        """Read again where something has changed, and log what happened. Raises StateError."""
+        """Read again where something has changed, and log what happened. Raises StateError.
+
+        What was written before the call is known when it returns.
+        """
+        async with self._reading:
+            await self._poll()
+
+    async def _poll(self) -> None:
         if await self._store.generation() == self.everything.generation:
             return
         everything = await self._store.everything()

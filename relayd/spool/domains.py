@@ -265,6 +265,8 @@ class DomainStore:
 
     def __init__(self, state: StateDB) -> None:
         self._state = state
+        self.changed = False
+        """Something was written by way of this object."""
 
     async def generation(self) -> int:
         """Grows with every change; cheap to ask once a second."""
@@ -282,7 +284,9 @@ class DomainStore:
             db.execute("UPDATE domain_mark SET value = value + 1 WHERE name = 'generation'")
             return result
 
-        return await self._state.write(changed)
+        done = await self._state.write(changed)
+        self.changed = True
+        return done
 
     async def history(self, domain: str, limit: int = 50) -> list[DomainEvent]:
         """The newest facts about a domain, newest first."""
