@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from relayd.core.bounce.verdict import Action
 from relayd.core.classes import CLASSES, ClassFacts, ReplyClass
 from relayd.core.event import Event, EventKind
 from relayd.core.lifecycle import State
@@ -73,6 +74,15 @@ _TAKEN = Sentence(
     "メールは相手側に受け付けられ、その後エラーは返ってきていません。見当たらない場合は迷惑メールフォルダーをご確認ください。",
 )
 _BLOCKED_BY_HAND = Sentence("An operator blocked the address.", "宛先は管理者によりブロックされました。")
+_CONFIRMED = Sentence(
+    "The recipient's system confirmed that it delivered the mail. If the customer does not see it, have them look in "
+    "the spam folder.",
+    "相手側のシステムから配信完了の通知がありました。見当たらない場合は迷惑メールフォルダーをご確認ください。",
+)
+_PASSED_ON = Sentence(
+    "The receiving side passed the mail on to a system that reports no success, and nothing came back since.",
+    "メールは配信完了を通知しない別のシステムへ転送され、その後エラーは返ってきていません。",
+)
 _LATE = Sentence(
     "A system on the way reported a delay; it goes on trying.",
     "途中のサーバーで遅延しており、再試行が続けられています。",
@@ -97,7 +107,7 @@ def tell(state: State, events: Sequence[Event]) -> Told:
     reply = str(last.detail.get("reply") or "") if last else ""
     sentences: list[Sentence] = []
     if state is State.DELIVERED:
-        cls, said = _after_delivery(telling)
+        cls, said = _after_delivery(events)
         sentences += said
     elif state is State.BOUNCED and last is not None and "by" in last.detail:
         sentences.append(_BY_HAND)
@@ -116,14 +126,17 @@ def tell(state: State, events: Sequence[Event]) -> Told:
     return Told(at, cls, tuple(dict.fromkeys(sentences)), reply)
 
 
-def _after_delivery(telling: Sequence[Event]) -> tuple[str, list[Sentence]]:
+def _after_delivery(events: Sequence[Event]) -> tuple[str, list[Sentence]]:
     """Accepted by the other side: and then?"""
-    kinds = {event.kind: event for event in telling}
+    kinds = {event.kind: event for event in events}
     for kind in (EventKind.COMPLAINED, EventKind.REPLIED):
         if kind in kinds:
             cls = str(kinds[kind].detail.get("class") or "")
             return cls, _of_class(cls)
-    late = kinds.get(EventKind.POSTPONED)
+    confirmed, late = kinds.get(EventKind.CONFIRMED), kinds.get(EventKind.POSTPONED)
+    if confirmed is not None and (late is None or events.index(late) < events.index(confirmed)):
+        passed_on = confirmed.detail.get("action") == Action.RELAYED.value
+        return ReplyClass.DELIVERED.value, [_PASSED_ON if passed_on else _CONFIRMED]
     if late is not None:
         cls = str(late.detail.get("class") or "")
         return cls, [_LATE, *_of_class(cls)]

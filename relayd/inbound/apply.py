@@ -12,13 +12,14 @@ from typing import Protocol
 
 from relayd.core.dsn import Kind, wanted
 from relayd.core.event import Event, EventKind
-from relayd.core.feedback import Applied, Fact, FactError
+from relayd.core.feedback import Applied, Fact, FactError, FeedbackKind
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import State, learn
 from relayd.core.mail import Message
 from relayd.spool.schema import FROM_FACT
 from relayd.spool.store import Amended, Amendment, Change, NoSuchMessageError, Notice, Store, StoreError, Waiting
 
+_REPORTS = frozenset({FeedbackKind.BOUNCE, FeedbackKind.DELIVERY_REPORT})
 _TRIES = 10
 """Looks at a recipient whose state keeps changing meanwhile."""
 
@@ -122,8 +123,11 @@ def _detail(message: Message, waiting: Waiting, fact: Fact) -> dict[str, str | i
         "delay_ms": max(fact.at - message.accepted_at, 0),
         "digest": fact.source,
     }
-    if fact.diagnostic or fact.status or fact.reply_code:
-        detail["reply"] = _reply(fact)
+    if fact.kind in _REPORTS:
+        if fact.diagnostic or fact.status or fact.reply_code:
+            detail["reply"] = _reply(fact)
+    elif fact.diagnostic:
+        detail["reply"] = fact.diagnostic
     told = {
         "action": fact.action,
         "remote_mta": fact.remote_mta,

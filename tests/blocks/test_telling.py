@@ -54,6 +54,7 @@ def event(kind: EventKind, **detail: Any) -> Event:
 
 ACCEPTED = event(EventKind.ACCEPTED)
 FULL = event(EventKind.DEFERRED, class_="mailbox-full", reply="452 4.2.2 full")
+POSTPONED = event(EventKind.POSTPONED, class_="greylisted")
 ENDS = [
     (State.QUEUED, [ACCEPTED], "", ["first attempt"]),
     (State.DEFERRED, [ACCEPTED, FULL], "mailbox-full", ["tried again by itself", "mailbox is full"]),
@@ -68,7 +69,7 @@ ENDS = [
     ),
     (
         State.DELIVERED,
-        [ACCEPTED, event(EventKind.DELIVERED), event(EventKind.POSTPONED, class_="greylisted")],
+        [ACCEPTED, event(EventKind.DELIVERED), POSTPONED],
         "greylisted",
         ["reported a delay", "second try"],
     ),
@@ -76,7 +77,19 @@ ENDS = [
         State.DELIVERED,
         [ACCEPTED, event(EventKind.DELIVERED), event(EventKind.CONFIRMED, class_="delivered")],
         "delivered",
-        ["accepted the mail"],
+        ["confirmed that it delivered"],
+    ),
+    (
+        State.DELIVERED,
+        [ACCEPTED, FULL, POSTPONED, event(EventKind.CONFIRMED, class_="delivered", action="relayed")],
+        "delivered",
+        ["passed the mail on"],
+    ),
+    (
+        State.DELIVERED,
+        [ACCEPTED, event(EventKind.CONFIRMED, class_="delivered"), POSTPONED],
+        "greylisted",
+        ["reported a delay", "second try"],
     ),
     (State.BOUNCED, [ACCEPTED, event(EventKind.BOUNCED, class_="user-unknown")], "user-unknown", ["no such mailbox"]),
     (State.BOUNCED, [ACCEPTED, event(EventKind.BOUNCED, class_="policy", by="root")], "policy", ["operator ended"]),

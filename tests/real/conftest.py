@@ -11,12 +11,15 @@ import pytest
 import pytest_asyncio
 import trustme
 
+from tests.endtoend.conftest import make_daemon
 from tests.support import dkim_keys, opendkim
 from tests.support import postfix as postfix_support
 from tests.support.clients import Way
 from tests.support.daemon import Daemon, Secret, local
 from tests.support.dns import ZoneServer
 from tests.support.postfix import Postfix
+
+__all__ = ["make_daemon"]
 
 pytest.register_assert_rewrite("tests.real.checks")
 

@@ -1,6 +1,7 @@
-"""A real Postfix of our own: private configuration, queue and ports, as an upstream that demands TLS and a login.
+"""A real Postfix of our own: private configuration, queue and ports. `Postfix` is an upstream with TLS and a login.
 
-It relays all it takes to a capture server, so that a test sees the octets that would have gone to the world.
+That one relays all it takes to a capture server, so that a test sees the octets that would have gone to the world.
+remote_postfix.py has the other side: one that reports what became of the mail.
 """
 
 from __future__ import annotations
@@ -40,27 +41,20 @@ def why_not() -> str | None:
     return None if os.geteuid() == 0 else "Postfix starts as root only"
 
 
-class Postfix:
-    """Ports: `smtps` (TLS from the first octet), `submission` and `alternative` (STARTTLS); on IPv4 and IPv6."""
+class Instance:
+    """One private Postfix: started on entry, gone with all its files on exit."""
 
-    def __init__(self, ca: trustme.CA) -> None:
+    def __init__(self, ports: int) -> None:
         # not below pytest's directories: those are closed to the users that Postfix runs as, and too long for sockets
         self.directory = Path(tempfile.mkdtemp(prefix="postfix-", dir="/tmp"))
         self.directory.chmod(0o755)
         self.config = self.directory / "etc"
-        self.capture = Capture()
-        self.ca_file = self.directory / "ca.pem"
-        ca.cert_pem.write_to_path(str(self.ca_file))
-        certificate = ca.issue_cert(HOSTNAME, "localhost", "127.0.0.1", "::1")
-        certificate.private_key_and_cert_chain_pem.write_to_path(str(self.directory / "cert.pem"))
-        (self.directory / "cert.pem").chmod(0o600)
-        self.smtps, self.submission, self.alternative = _free_ports(3)
+        self.ports = _free_ports(ports)
 
     def __enter__(self) -> Self:
-        self.capture.__enter__()
         self._write()
         self._postfix("start")
-        for port in (self.smtps, self.submission, self.alternative):
+        for port in self.ports:
             _await_port(port)
         return self
 
@@ -69,7 +63,6 @@ class Postfix:
     ) -> None:
         self._postfix("abort", check=False)
         self._await_end()
-        self.capture.__exit__(kind, error, trace)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
@@ -98,18 +91,82 @@ class Postfix:
             time.sleep(0.02)
 
     def _write(self) -> None:
-        for name in ("etc", "etc/sasl", "queue", "log"):
+        for name in ("etc", "queue", "log"):
             (self.directory / name).mkdir()
         data = self.directory / "data"
         data.mkdir()
         shutil.chown(data, "postfix", "postfix")
         (self.config / "main.cf").write_text(self._main())
         (self.config / "master.cf").write_text(self._master())
+
+    def _main(self) -> str:
+        return "".join(f"{name} = {value}\n" for name, value in (self._common() | self._settings()).items())
+
+    def _common(self) -> dict[str, object]:
+        """What any private Postfix needs."""
+        return {
+            "compatibility_level": "3.6",
+            "queue_directory": self.directory / "queue",
+            "data_directory": self.directory / "data",
+            "maillog_file": self.directory / "log" / "mail.log",
+            "maillog_file_prefixes": self.directory / "log",
+            "mydestination": "",
+            "inet_interfaces": "all",
+            "inet_protocols": "all",
+            "alias_maps": "",
+            "alias_database": "",
+            "local_recipient_maps": "",
+            "smtpd_client_connection_count_limit": "0",
+            "smtpd_peername_lookup": "no",
+            "smtp_tls_security_level": "none",
+        }
+
+    def _settings(self) -> dict[str, object]:
+        """What this one needs besides."""
+        raise NotImplementedError
+
+    def _master(self) -> str:
+        lines = self._doors()
+        lines += [f"{name} unix {flags}" for name, flags in _SERVICES.items()]
+        lines.append("postlog unix-dgram n - n - 1 postlogd")
+        return "\n".join(lines) + "\n"
+
+    def _doors(self) -> list[str]:
+        """Its listeners, as master.cf names them."""
+        raise NotImplementedError
+
+
+class Postfix(Instance):
+    """Ports: `smtps` (TLS from the first octet), `submission` and `alternative` (STARTTLS); on IPv4 and IPv6."""
+
+    def __init__(self, ca: trustme.CA) -> None:
+        super().__init__(3)
+        self.capture = Capture()
+        self.ca_file = self.directory / "ca.pem"
+        ca.cert_pem.write_to_path(str(self.ca_file))
+        certificate = ca.issue_cert(HOSTNAME, "localhost", "127.0.0.1", "::1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(self.directory / "cert.pem"))
+        (self.directory / "cert.pem").chmod(0o600)
+        self.smtps, self.submission, self.alternative = self.ports
+
+    def __enter__(self) -> Self:
+        self.capture.__enter__()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.capture.__exit__(kind, error, trace)
+
+    def _write(self) -> None:
+        super()._write()
         self._write_sasl()
 
     def _write_sasl(self) -> None:
         assert SASLPASSWD is not None
         database = self.directory / "sasldb2"
+        (self.config / "sasl").mkdir()
         # Debian's Postfix looks beside its main.cf
         (self.config / "sasl" / "smtpd.conf").write_text(
             f"pwcheck_method: auxprop\nauxprop_plugin: sasldb\nmech_list: PLAIN LOGIN\nsasldb_path: {database}\n"
@@ -118,29 +175,17 @@ class Postfix:
         subprocess.run(command, input=PASSWORD.encode(), check=True, capture_output=True, timeout=60)
         shutil.chown(database, "postfix", "postfix")
 
-    def _main(self) -> str:
+    def _settings(self) -> dict[str, object]:
         answers = f"{{ {UNKNOWN} = 550 5.1.1 No such user }}, {{ {BUSY} = 450 4.2.1 The mailbox is busy }}"
-        settings = {
-            "compatibility_level": "3.6",
-            "queue_directory": self.directory / "queue",
-            "data_directory": self.directory / "data",
-            "maillog_file": self.directory / "log" / "mail.log",
-            "maillog_file_prefixes": self.directory / "log",
+        return {
             "myhostname": HOSTNAME,
-            "mydestination": "",
             "mynetworks": "192.0.2.255/32",
-            "inet_interfaces": "all",
-            "inet_protocols": "all",
-            "alias_maps": "",
-            "alias_database": "",
-            "local_recipient_maps": "",
             "default_transport": f"smtp:[127.0.0.1]:{self.capture.port}",
             "relay_transport": f"smtp:[127.0.0.1]:{self.capture.port}",
             # nothing of a message is touched on the way through
             "local_header_rewrite_clients": "",
             "disable_mime_output_conversion": "yes",
             "smtp_line_length_limit": "0",
-            "smtp_tls_security_level": "none",
             "smtp_connection_cache_on_demand": "yes",
             "message_size_limit": str(80 * 1024 * 1024),
             "smtpd_tls_cert_file": self.directory / "cert.pem",
@@ -151,13 +196,10 @@ class Postfix:
             "smtpd_relay_restrictions": "permit_sasl_authenticated, reject",
             "smtpd_recipient_restrictions": f"check_recipient_access inline:{{ {answers} }}, "
             "permit_sasl_authenticated, reject",
-            "smtpd_client_connection_count_limit": "0",
-            "smtpd_peername_lookup": "no",
             "smtputf8_enable": "yes",
         }
-        return "".join(f"{name} = {value}\n" for name, value in settings.items())
 
-    def _master(self) -> str:
+    def _doors(self) -> list[str]:
         lines = []
         for host in ("127.0.0.1", "[::1]"):
             for port, level in (
@@ -166,9 +208,7 @@ class Postfix:
                 (self.alternative, "-o smtpd_tls_security_level=encrypt"),
             ):
                 lines.append(f"{host}:{port} inet n - n - - smtpd {level}")
-        lines += [f"{name} unix {flags}" for name, flags in _SERVICES.items()]
-        lines.append("postlog unix-dgram n - n - 1 postlogd")
-        return "\n".join(lines) + "\n"
+        return lines
 
 
 _SERVICES = {
