@@ -54,6 +54,7 @@ from relayd.listener.server import ListenerServer
 from relayd.sockets import Sockets
 from relayd.spool.domains import DomainStore
 from relayd.spool.filter import QueueFilter
+from relayd.spool.ledger import Ledger
 from relayd.spool.sqlite import SqliteStore
 from relayd.spool.state import StateDB, StateError
 from relayd.spool.store import StoreError
@@ -97,6 +98,7 @@ class App:
         self._maillog = MailLog(config.log.mail, dropped=self._metrics.maillog_dropped)
         self._store = SqliteStore(data_dir / "spool", slot, slots, config.spool, now_ms)
         self._state = StateDB(data_dir / "state.db")
+        self._ledger = Ledger(self._state, now_ms)
         self._disk = DiskWatch(data_dir, config.spool.min_free)
         self._networks = NetworkBook(config, self._state, now_ms)
         self._passwords = PasswordVerifier(config, now_ms)
@@ -392,7 +394,7 @@ class App:
         self._metrics.blocks(self._blocks.counts())
 
     async def _retain(self) -> None:
-        await self._store.retain(now_ms())
+        await self._store.retain(now_ms(), self._ledger)
 
     async def _check_domains(self) -> None:
         await self._duty_of_domains.tick(self._book.everything)

@@ -24,6 +24,7 @@ from relayd.cli import (
     route,
     sandbox,
     sender,
+    stats,
     tracking_domain,
     upstream,
     why,
@@ -162,6 +163,7 @@ app.add_typer(sender.app, name="sender")
 app.add_typer(bounce.app, name="bounce")
 app.add_typer(block.app, name="block")
 why.register(app)
+stats.register(app)
 audit.register(app)
 
 

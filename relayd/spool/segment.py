@@ -95,6 +95,8 @@ class Segment:
         self.gone: StoreError | None = None
         """Why it cannot be used any more: damaged, or past its keeping time."""
         self.commits = 0
+        self.counted: int | None = None
+        """How many commits there were when the ledger was last brought up to date; None: not since the start."""
         self.bodies_dropped = False
         """No body is left in it, nor will be."""
         self.used_at: float = 0.0

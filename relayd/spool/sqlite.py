@@ -21,6 +21,7 @@ from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
 from relayd.spool import codec, reads, retention, schema, writes
 from relayd.spool.filter import QueueFilter
+from relayd.spool.ledger import Ledger
 from relayd.spool.segment import Segment
 from relayd.spool.shelf import Shelf
 from relayd.spool.store import (
@@ -392,9 +393,12 @@ class SqliteStore:
         found.sort(key=lambda delivery: delivery.message.id)
         return found[:limit]
 
-    async def retain(self, now: Millis) -> None:
-        """Drop bodies and whole segments past their keeping time; never anything that still waits."""
-        await retention.retain(self._shelf, now)
+    async def retain(self, now: Millis, ledger: Ledger | None = None) -> None:
+        """Drop bodies and whole segments past their keeping time; never anything that still waits.
+
+        The figures of finished segments go to the ledger first.
+        """
+        await retention.retain(self._shelf, now, ledger)
 
 
 def _check_due(waiting: Waiting) -> None:

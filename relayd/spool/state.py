@@ -73,6 +73,14 @@ _SCHEMA = (
     CREATE TABLE oauth_token (upstream TEXT NOT NULL, account TEXT NOT NULL, facts BLOB NOT NULL,
         PRIMARY KEY (upstream, account)) WITHOUT ROWID
     """,
+    # figures of finished segments: ledger.py
+    """
+    CREATE TABLE figure (segment TEXT NOT NULL, day INTEGER NOT NULL, domain TEXT NOT NULL, upstream TEXT NOT NULL,
+        state TEXT NOT NULL, class TEXT NOT NULL, recipients INTEGER NOT NULL,
+        PRIMARY KEY (segment, day, domain, upstream, state, class)) WITHOUT ROWID;
+    CREATE INDEX figure_day ON figure (day);
+    CREATE TABLE counted (segment TEXT PRIMARY KEY, event INTEGER NOT NULL, last_day INTEGER NOT NULL) WITHOUT ROWID
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 

@@ -20,6 +20,7 @@ from relayd.core.units import Millis
 
 if TYPE_CHECKING:
     from relayd.spool.filter import QueueFilter  # which knows the values below
+    from relayd.spool.ledger import Ledger
 
 
 class StoreError(Exception):
@@ -215,8 +216,11 @@ class Store(Protocol):
     async def undelayed(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients accepted before that moment about which no delay notice was considered yet."""
 
-    async def retain(self, now: Millis) -> None:
-        """Drop bodies and whole segments past their keeping time; never anything that still waits."""
+    async def retain(self, now: Millis, ledger: Ledger | None = None) -> None:
+        """Drop bodies and whole segments past their keeping time; never anything that still waits.
+
+        The figures of finished segments go to the ledger first: by day, sender domain, upstream, state and class.
+        """
 
     async def close(self) -> None:
         """Commit what is pending and close."""

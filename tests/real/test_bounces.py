@@ -137,6 +137,8 @@ async def test_what_postfix_and_vacation_report(make_daemon: Any, remote: Remote
             NOBODY: "user-unknown",
             FULL: "mailbox-full",
         }
+        [today] = (await daemon.cli("stats", "--days", "2", "--json")).json["lines"][-1:]
+        assert (today["accepted"], today["delivered"], today["bounced"]) == (13, 5, 8), "bounces correct the day"
         stopped = await send(daemon, VERP, NOBODY)
         assert (await daemon.wait_for_event("suppressed", id=stopped))["class"] == "user-unknown"
         assert (await daemon.cli("inbound", "list", "--json")).json == [], "nothing was left unmatched"
