@@ -48,6 +48,7 @@ from relayd.intake.guesses import GuessLimiter
 from relayd.intake.intake import Intake
 from relayd.intake.networks import NetworkBook
 from relayd.intake.rates import RateBook
+from relayd.intake.unjudged import Unjudged
 from relayd.listener.certificate import server_context
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
@@ -127,6 +128,7 @@ class App:
         )
         self._tokens = self._credentials.use(self._secret)
         self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
+        self._unjudged = Unjudged(self._blocks, self._store, self._state, now_ms)
         self._inbound = InboundDesk(
             config,
             paths,
@@ -191,6 +193,7 @@ class App:
         await self._guesses.start()
         await self._rates.start()
         await self._blocks.start()
+        self._unjudged.start()
         await self._book.start(await asyncio.to_thread(resolve_secret, self._config))
         await self._dispatcher.start()
         self._reporter.start()
@@ -263,7 +266,7 @@ class App:
         await self._control.close()
         if self._web is not None:
             await self._web.stop()
-        for part in (self._blocks, self._rates, self._guesses, self._networks, self._disk):
+        for part in (self._blocks, self._unjudged, self._rates, self._guesses, self._networks, self._disk):
             await part.stop()
         await self._credentials.stop()
         await self._passwords.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -71,6 +71,18 @@ class _Failure:
 
     event: Event
     cls: str | None
+    again: bool = False
+    """It may have been judged before, by a process that was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A failure that counts: its strike, the rule, and the block it may become."""
+
+    strike: Strike
+    rule: Rule
+    block: NewBlock
+    again: bool
 
 
 class BlockBook:
@@ -102,6 +114,8 @@ class BlockBook:
         self._judging = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._silent = False
+        self.kept = self.judged = 0
+        """Failures that came, and those that have been judged."""
         self.dropped = 0
         """Failures that came faster than they could be judged."""
         self._log = structlog.get_logger("relayd.blocks")
@@ -171,37 +185,40 @@ class BlockBook:
 
     def observe(self, events: Sequence[Event]) -> None:
         """A reader of the store's events: keeps failures to be judged, and counts what blocks have stopped."""
+        for event in events:
+            if event.kind is EventKind.SUPPRESSED:
+                self._count(event)
+        for failure in self._failures_of(events):
+            if len(self._failures) >= BACKLOG:
+                self.dropped += 1
+                continue
+            self._failures.append(failure)
+            self.kept += 1
+            self._wake.set()
+
+    def _failures_of(self, events: Sequence[Event], *, again: bool = False) -> Iterator[_Failure]:
+        if not self._settings.enabled:
+            return
         several: Counter[MessageId] | None = None
         for event in events:
             kind = event.kind
             if kind is EventKind.ACCEPTED or kind is EventKind.DELIVERED or kind is EventKind.DEFERRED:
                 continue
-            if kind is EventKind.SUPPRESSED:
-                self._count(event)
-            elif kind is EventKind.EXPIRED:
-                self._keep(_Failure(event, None))
-            elif (cls := failure_class(event)) in self._rules and self._settings.enabled:
+            if kind is EventKind.EXPIRED:
+                yield _Failure(event, None, again)
+            elif (cls := failure_class(event)) in self._rules:
                 if spoken_of_all(event):
                     if several is None:
                         several = Counter(each.message for each in events if spoken_of_all(each))
                     if several[event.message] > 1 and not _named(event):
                         continue
-                self._keep(_Failure(event, cls))
+                yield _Failure(event, cls, again)
 
     def _count(self, event: Event) -> None:
         number = event.detail.get("block")
         if isinstance(number, int):
             count, _ = self._stopped.get(number, (0, 0))
             self._stopped[number] = (count + 1, event.at)
-
-    def _keep(self, failure: _Failure) -> None:
-        if not self._settings.enabled:
-            return
-        if len(self._failures) >= BACKLOG:
-            self.dropped += 1
-            return
-        self._failures.append(failure)
-        self._wake.set()
 
     # -- judging --------------------------------------------------------------------------------------------------
 
@@ -224,25 +241,43 @@ class BlockBook:
         async with self._judging:
             some = [self._failures[place] for place in range(min(BATCH, len(self._failures)))]
             try:
-                cases = [case for failure in some for case in [await self._case(failure)] if case is not None]
-                made, refused = await self._state.write(lambda db: _record(db, cases)) if cases else ([], 0)
-                await self.refresh()
+                await self._record(some)
             except StateError as error:
                 self._complain(error)
                 return False
             except Exception:  # noqa: BLE001 - one failure that cannot be judged must not end the judging of others
                 self._log.exception("failures not judged", count=len(some))
-                made, refused = [], 0
             for _ in some:
                 self._failures.popleft()
+            self.judged += len(some)
         self._silent = False
+        return True
+
+    async def judge_kept(self) -> bool:
+        """Judge all that has come so far; False where that cannot be done now."""
+        kept = self.kept
+        while self.judged < kept:
+            if not await self._judge_some():
+                return False
+        return True
+
+    async def judge_again(self, events: Sequence[Event]) -> None:
+        """Judge events that a process may have judged before it was killed. Raises StateError."""
+        failures = list(self._failures_of(events, again=True))
+        async with self._judging:
+            for place in range(0, len(failures), BATCH):
+                await self._record(failures[place : place + BATCH])
+
+    async def _record(self, some: Sequence[_Failure]) -> None:
+        cases = [case for failure in some for case in [await self._case(failure)] if case is not None]
+        made, refused = await self._state.write(lambda db: _record(db, cases)) if cases else ([], 0)
+        await self.refresh()
         for block in made:
             self._log.info("address blocked", **{"class": block.cls}, scope=block.scope, reason=block.reason)
         if refused:
             self._log.error("addresses not blocked: the list is full", count=refused, most=blocklist.MOST)
-        return True
 
-    async def _case(self, failure: _Failure) -> tuple[Strike, Rule, NewBlock] | None:
+    async def _case(self, failure: _Failure) -> _Case | None:
         event, cls = failure.event, failure.cls
         message: Message | None = None
         rule = self._rules.get(cls or "")
@@ -263,7 +298,7 @@ class BlockBook:
         reason = str(event.detail.get("diagnostic") or event.detail.get("reply") or "")[:REASON]
         until = None if rule.expires is None else failure.event.at + rule.expires
         block = NewBlock(target, scope, cls, reason, BY_RULE, failure.event.at, until, event.message)
-        return strike, rule, block
+        return _Case(strike, rule, block, failure.again)
 
     # -- keeping up -----------------------------------------------------------------------------------------------
 
@@ -332,11 +367,14 @@ class BlockBook:
         self._silent = True
 
 
-def _record(db: sqlite3.Connection, cases: Sequence[tuple[Strike, Rule, NewBlock]]) -> tuple[list[NewBlock], int]:
+def _record(db: sqlite3.Connection, cases: Sequence[_Case]) -> tuple[list[NewBlock], int]:
     """Count the strikes; the blocks that they have become, and how many found no room."""
     made = []
     refused = 0
-    for strike, rule, block in cases:
+    for case in cases:
+        strike, rule, block = case.strike, case.rule, case.block
+        if case.again and blocklist.covered(db, block):
+            continue
         if rule.after > 1:
             if blocklist.strike(db, strike, strike.at - rule.within) < rule.after:
                 continue

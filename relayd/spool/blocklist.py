@@ -139,6 +139,26 @@ def stopped(db: sqlite3.Connection, counts: Mapping[int, tuple[int, Millis]]) ->
     )
 
 
+def covered(db: sqlite3.Connection, new: NewBlock) -> bool:
+    """Whether a block of this kind came about at that moment or later, be it lifted since."""
+    found = db.execute(
+        "SELECT 1 FROM block WHERE target = ? AND scope = ? AND class = ? AND since >= ? LIMIT 1",
+        (new.target, new.scope, new.cls, new.since),
+    )
+    return found.fetchone() is not None
+
+
+def judged(db: sqlite3.Connection) -> dict[str, int]:
+    """Up to which event of each segment failures have been judged."""
+    return dict(db.execute("SELECT segment, event FROM judged").fetchall())
+
+
+def keep_judged(db: sqlite3.Connection, positions: Mapping[str, int], now: Millis) -> None:
+    """Failures up to these events have been judged."""
+    db.executemany("REPLACE INTO judged VALUES (?, ?, ?)", [(*each, now) for each in positions.items()])
+    db.execute("DELETE FROM judged WHERE at < ?", (now - HISTORY,))
+
+
 def data_version(db: sqlite3.Connection) -> int:
     """A number that changes when another connection has written to the file."""
     return int(db.execute("PRAGMA data_version").fetchone()[0])

@@ -95,6 +95,8 @@ class Segment:
         self.gone: StoreError | None = None
         """Why it cannot be used any more: damaged, or past its keeping time."""
         self.commits = 0
+        self.told: tuple[int, int] | None = None
+        """The last event, and how many commits there were when it was looked up."""
         self.counted: int | None = None
         """How many commits there were when the ledger was last brought up to date; None: not since the start."""
         self.bodies_dropped = False

@@ -7,7 +7,7 @@ Processes never share a slot, so nobody else writes these files.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from relayd.core.ids import MessageId, format_id, time_of
 from relayd.core.lifecycle import State
 from relayd.core.mail import Message, Recipient
 from relayd.core.units import Millis
-from relayd.spool import codec, reads, retention, schema, writes
+from relayd.spool import codec, reads, retention, schema, stream, writes
 from relayd.spool.filter import QueueFilter
 from relayd.spool.ledger import Ledger
 from relayd.spool.segment import Segment
@@ -33,6 +33,7 @@ from relayd.spool.store import (
     History,
     LaneDepth,
     NoSuchMessageError,
+    Page,
     Settlement,
     StoreError,
     Waiting,
@@ -203,6 +204,14 @@ class SqliteStore:
     def subscribe(self, reader: Callable[[Sequence[Event]], None]) -> None:
         """Call `reader` on the loop with the events of each commit, in order, after it is on disk."""
         self._readers.append(reader)
+
+    async def positions(self) -> dict[str, int]:
+        """By segment, the last event that was committed since the start: every reader has been called with it."""
+        return await stream.positions(self._shelf)
+
+    def behind(self, known: Mapping[str, int], kinds: Sequence[EventKind], since: Millis) -> AsyncIterator[Page]:
+        """Events of these kinds behind such positions, for a reader that a crash may have kept from hearing of them."""
+        return stream.behind(self._shelf, known, kinds, since)
 
     def observe(self, watcher: Callable[[float, int], None]) -> None:
         """Call `watcher` on the loop after each commit, with its seconds and how many items shared it."""

@@ -81,6 +81,10 @@ _SCHEMA = (
     CREATE INDEX figure_day ON figure (day);
     CREATE TABLE counted (segment TEXT PRIMARY KEY, event INTEGER NOT NULL, last_day INTEGER NOT NULL) WITHOUT ROWID
     """,
+    # up to which event failures were judged: blocklist.py
+    """
+    CREATE TABLE judged (segment TEXT PRIMARY KEY, event INTEGER NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 

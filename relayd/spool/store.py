@@ -7,12 +7,12 @@ All writes of one worker go through one Store; reading across workers is reader.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from relayd.core.event import Event
+from relayd.core.event import Event, EventKind
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import Stage, State
 from relayd.core.mail import Message, Recipient
@@ -155,6 +155,15 @@ class History:
     has_content: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a segment's events, and up to which event of it they are all that was asked for."""
+
+    segment: str
+    position: int
+    events: Sequence[Event]
+
+
 class Store(Protocol):
     """One worker's spool. Futures resolve on the worker's loop, after the commit is on disk."""
 
@@ -182,6 +191,15 @@ class Store(Protocol):
 
     def subscribe(self, reader: Callable[[Sequence[Event]], None]) -> None:
         """Call `reader` on the loop with the events of each commit, in order, after it is on disk."""
+
+    async def positions(self) -> dict[str, int]:
+        """By segment, the last event that was committed since the start: every reader has been called with it."""
+
+    def behind(self, known: Mapping[str, int], kinds: Sequence[EventKind], since: Millis) -> AsyncIterator[Page]:
+        """Events of these kinds behind such positions, for a reader that a crash may have kept from hearing of them.
+
+        A segment that is not known is read from its beginning; what is older than `since` is left out.
+        """
 
     async def due(self, lane: str, now: Millis, limit: int, skip: Container[MessageId]) -> Due:
         """Recipients of `lane` whose time has come, grouped by message, without content, less those in `skip`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
+
+import pytest
 
 from relayd.core.ids import parse_id, slot_of
 from tests.endtoend.client import Client, id_of, mail, send_one
 from tests.endtoend.conftest import MakeDaemon, make_daemon
+from tests.support.crashing import JUDGING
 from tests.support.daemon import Daemon, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream, ReceivedMail
 
@@ -198,3 +202,22 @@ async def test_a_bounce_after_delivery_blocks_too_and_the_sender_is_told(make_da
         await daemon.wait_for_event("suppressed", id=later)
         assert await daemon.stop() == 0
         assert daemon.audit().clean
+
+
+@pytest.mark.parametrize("step", list(JUDGING))
+async def test_killed_between_a_failure_and_its_block(make_daemon: MakeDaemon, step: str) -> None:
+    async with FakeUpstream({"RCPT": ["550 5.1.1 <gone@example.org>: no such user"]}) as upstream:
+        daemon = make_daemon({"upstreams": {"acme": smtp_upstream(upstream)}, "bounces": {"notify": "none"}})
+        await daemon.start(plan={"crash": {"step": step}})
+        first = await send_one(daemon.port, APP, "gone@example.org", content=mail("doomed"))
+        assert await daemon.ended() == -signal.SIGKILL
+        await daemon.start()
+        [block] = await blocked(daemon)
+        assert (block["address"], block["class"], block["message"]) == ("gone@example.org", "user-unknown", first)
+        # lifted by an operator: the next start, which judges the failure again, does not bring it back
+        assert (await daemon.cli("block", "remove", "gone@example.org")).code == 0
+        await daemon.kill9()
+        await daemon.start()
+        await send_one(daemon.port, APP, "gone@example.org")
+        await daemon.wait_for_event("delivered")
+        assert len(await blocks(daemon, "--all")) == 1

@@ -298,7 +298,15 @@ STEERING: dict[str, Step] = {
 }
 """While an operator's act is done to mail that waits, and nothing else goes on."""
 
-STEPS = ACCEPTING | LARGE | CARRYING | REPORTING | STARTING | STEERING
+JUDGING: dict[str, Step] = {
+    "a failure is about to be judged": Step("relayd.intake.blocks:BlockBook._case", "before", _always),
+    "a block is about to be written": Step("relayd.spool.blocklist:add", "before", _always),
+    "a block is written": Step("relayd.spool.blocklist:add", "after", _always),
+    "a block is committed": Step("relayd.intake.blocks:BlockBook._take", "before", _always),
+}
+"""From a failure on disk to the block, in their order."""
+
+STEPS = ACCEPTING | LARGE | CARRYING | REPORTING | STARTING | STEERING | JUDGING
 
 
 def _number(text: str) -> int:
