@@ -123,7 +123,7 @@ def _remember_marked(watch: Watch) -> None:
         if MARK in (delivery.content or delivery.message.subject.encode()):
             watch.marked.add(delivery.message.id)
 
-    _wrap("relayd.delivery.dispatch:Dispatcher._attempt", before=carried)
+    _wrap("relayd.delivery.attempt:Attempts.carry", before=carried)
 
 
 def _remember_writing(watch: Watch) -> None:
@@ -229,7 +229,7 @@ CARRYING: dict[str, Step] = {
         "relayd.delivery.smtp:SMTPSession.send", "after", _id_in(lambda given: _number(given[1].id))
     ),
     "before it is decided": Step(
-        "relayd.delivery.dispatch:settle_attempt", "before", _id_in(lambda given: given[0].message.id)
+        "relayd.delivery.writing:settle_attempt", "before", _id_in(lambda given: given[0].message.id)
     ),
     "before the store is asked": Step(
         "relayd.spool.sqlite:SqliteStore.settle", "before", _id_in(lambda given: given[1].message)
