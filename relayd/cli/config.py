@@ -158,9 +158,10 @@ def _moves(data_dir: Path, new: Sequence[Route]) -> list[dict[str, Any]]:
     examples: dict[tuple[str, str], list[str]] = {}
     with reader_of(data_dir) as reader:
         for row in reader.find(QueueFilter()):
-            to = routes.upstream_for(row.message, row.waiting.recipient) or ""
             # accounts of one upstream have lanes of their own: UPSTREAM/ACCOUNT
-            if to == row.waiting.lane.partition("/")[0]:
+            upstream = row.waiting.lane.partition("/")[0]
+            to = routes.upstream_for(row.message, row.waiting.recipient, upstream, keep=True) or ""
+            if to == upstream:
                 continue
             pair = (row.waiting.lane, to)
             counts[pair] = counts.get(pair, 0) + 1

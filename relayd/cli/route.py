@@ -123,13 +123,16 @@ def _explanation(config: Config, question: Question) -> dict[str, Any]:
     from_domain = author_domain(written.encode()) if written is not None else domain_of(question.sender)
     steps = RouteTable(config.routes).explain(_facts(question, from_domain))
     matched = steps[-1] if steps and not steps[-1][2] else None
-    upstream = matched[1] if matched else None
+    route = config.routes[matched[0]] if matched else None
+    upstream = route.upstreams[0] if route else None
     return {
         "from": question.sender,
         "to": question.recipient,
         "rules": [{"rule": place + 1, "upstream": name, "misses": misses} for place, name, misses in steps],
         "rule": matched[0] + 1 if matched else None,
         "upstream": upstream,
+        "upstreams": list(route.upstreams) if route else [],
+        "weights": route.weights if route else None,
         "from_domain": from_domain,
         "dkim": _keys(config, from_domain),
         "limits": _limits(config, question, upstream),
@@ -186,7 +189,7 @@ def _tell(found: dict[str, Any]) -> None:
         if step["misses"]:
             say(f"  rule {step['rule']} (to {step['upstream']}) does not match: {'; '.join(step['misses'])}")
         else:
-            say(f"  rule {step['rule']} matches: goes to {step['upstream']}", style="green")
+            say(f"  rule {step['rule']} matches: goes to {_targets(found)}", style="green")
     if found["upstream"] is None:
         say("  no rule matches: refused with 550 5.4.4", style="red")
         return
@@ -197,6 +200,13 @@ def _tell(found: dict[str, Any]) -> None:
         say(f"  not signed: no DKIM key for {found['from_domain'] or 'a mail without From'} or a domain above it")
     for name, value in found["limits"].items():
         say(f"  {name}: {value}")
+
+
+def _targets(found: dict[str, Any]) -> str:
+    weights = found["weights"]
+    if weights:
+        return " or ".join(f"{name} ({weight * 100 / sum(weights.values()):.0f} %)" for name, weight in weights.items())
+    return ", or else to ".join(found["upstreams"])
 
 
 def _list(words: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ def _entries(config: Config) -> list[dict[str, Any]]:
                 "username": upstream.username,
             }
         entry["connections"] = upstream.limits.connections
-        entry["routes"] = [place for place, route in enumerate(config.routes, 1) if route.upstream == name]
+        entry["routes"] = [place for place, route in enumerate(config.routes, 1) if name in route.upstreams]
         entries.append(entry)
     return entries
 

@@ -303,7 +303,11 @@ class _Checker:
 
     def _route(self, loc: Loc, route: Route) -> Iterator[Fault]:
         remedy = "Define it under upstreams, or name one that is there"
-        yield from self._unknown((*loc, "upstream"), "upstream", route.upstream, self._upstreams, remedy)
+        here = (*loc, "upstream")
+        for place, name in enumerate(route.upstreams):
+            if isinstance(route.upstream, list):
+                here = (*loc, "upstream", place)
+            yield from self._unknown(here, "upstream", name, self._upstreams, remedy)
         match = route.match
         if match is None:
             return

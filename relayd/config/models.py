@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from relayd.config import presets
+from relayd.config.choice import UpstreamChoice
 from relayd.config.types import (
     URL,
     Address,
@@ -527,7 +528,20 @@ class Route(Model):
     """One rule. The first whose `match` holds carries the message; looked at again on every attempt."""
 
     match: Match | None = Field(None, description="Conditions. Absent: every message.")
-    upstream: Text = Field(description="Name of the upstream that carries the message.")
+    upstream: UpstreamChoice = Field(
+        description="Name of the upstream that carries the message. `[a, b]`: the first that can be used at the moment."
+        " `{a: 80, b: 20}`: by weight, each message by its id; the others stand in for one that cannot be used.",
+    )
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """All that it names, in the order of the file."""
+        return (self.upstream,) if isinstance(self.upstream, str) else tuple(self.upstream)
+
+    @property
+    def weights(self) -> dict[str, int] | None:
+        """The weight of each, where they have weights."""
+        return self.upstream if isinstance(self.upstream, dict) else None
 
 
 class DKIMKey(Model):

@@ -67,28 +67,31 @@ class AccountBook:
 
 
 class LaneTable(RouteTable):
-    """Routes, and behind them the accounts of the upstream that they choose."""
+    """Routes, and behind them the accounts of the upstreams that they name."""
 
-    def __init__(self, routes: Sequence[Route], books: Mapping[str, AccountBook]) -> None:
-        super().__init__(routes)
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        books: Mapping[str, AccountBook],
+        overflows: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(routes, overflows)
         self._books = books
         # tables of equal routes decide alike, and accounts are part of the decision
         marks = tuple((name, book.marks) for name, book in sorted(books.items()))
+        marks += tuple((name, "overflow", over) for name, over in sorted(self._overflows.items()))  # type: ignore[misc]
         self.routes = (*tuple(routes), *cast("tuple[Route, ...]", marks))
 
-    def upstream_for(self, message: Message, recipient: Recipient) -> str | None:
-        """The lane that is to carry the message to this recipient now."""
-        upstream = super().upstream_for(message, recipient)
-        if not self._books or upstream is None:
-            return upstream
+    def _lane(self, upstream: str, message: Message) -> str | None:
         book = self._books.get(upstream)
         return upstream if book is None else book.lane_for(message)
 
     def stranger(self, message: Message, recipient: Recipient) -> bool:
-        """A route fits, but the sender has no account at its upstream."""
-        upstream = super().upstream_for(message, recipient)
-        book = self._books.get(upstream) if upstream is not None else None
-        return book is not None and book.lane_for(message) is None
+        """A route fits, but the sender has no account at any of its upstreams."""
+        if not self._books or message.origin.inbound:
+            return False
+        targets = self._targets(message, recipient)
+        return targets is not None and all(self._lane(name, message) is None for name in targets.names)
 
 
 def books_of(config: Config) -> dict[str, AccountBook]:

@@ -23,7 +23,7 @@ from relayd.delivery.crew import Carrier
 from relayd.delivery.line import Line, Plan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.settle import Facts, expire, move, overdue, settle_attempt, suppress
-from relayd.delivery.writing import Writer
+from relayd.delivery.writing import Choose, Writer
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Attempt, Delivery, Settlement, Store, Waiting
 
@@ -41,6 +41,7 @@ class Attempts:
         plan: Plan,
         writer: Writer,
         *,
+        choose: Choose,
         observer: DeliveryObserver,
         clock: Callable[[], Millis],
         blocked: Callable[[Message, str], Block | None],
@@ -49,6 +50,7 @@ class Attempts:
         self._store = store
         self.plan = plan
         self._writer = writer
+        self._choose = choose
         self._observer = observer
         self._clock = clock
         self._blocked = blocked
@@ -61,6 +63,9 @@ class Attempts:
         try:
             delivery = await self._rerouted(line, delivery, started)
             if not delivery.recipients:
+                return
+            if line.gate.probing and not await line.standings.may_probe(line.lane.name):
+                line.lane.put_back(delivery)
                 return
             if overdue(delivery, self.plan.policy, started):
                 self._expire(line, delivery, started)
@@ -75,29 +80,41 @@ class Attempts:
             sent = Sent(outcomes, Stage.LOCAL, str(_INTERNAL.reply), None, dsn=False)
             self._writer.settle(line, delivery, delivery.recipients, sent, started=started, session=None, last=True)
 
+    async def reroute(self, line: Line, delivery: Delivery) -> Delivery:
+        """Move the recipients that belong in other lanes now; what is left for this lane."""
+        return await self._rerouted(line, delivery, self._clock())
+
     async def _rerouted(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
         """The recipients that the routes, looked at again, still send through this lane; others move on."""
         message, lane = delivery.message, line.lane
-        chosen = [self.plan.table.upstream_for(message, waiting.recipient) or "" for waiting in delivery.recipients]
+        # a probe is to tell about this upstream, so it stays
+        probe = lane.gate.probing
+        chosen = [self._choose(message, waiting, keep=probe) for waiting in delivery.recipients]
         if all(name == lane.name for name in chosen):
             return delivery
         # as they stand now: while this waited in memory, the walk after a reload may have moved them already
         found = await self._store.select(QueueFilter(ids=frozenset({message.id}), upstream=lane.name), 1)
         standing = {waiting.n: waiting for here in found for waiting in here.recipients}
+        put_here = await self._store.put_by_hand([message.id]) if standing else frozenset()
         stay: list[Waiting] = []
         moving: list[tuple[Waiting, str]] = []
         for name, waiting in zip(chosen, delivery.recipients, strict=True):
-            if name == lane.name:
+            if name == lane.name or (message.id, waiting.n, lane.name) in put_here:
                 stay.append(waiting)
             elif waiting.n in standing:
                 moving.append((standing[waiting.n], name))
         if moving:
-            self._writer.write(line, move(message, moving, now), last=not stay)
+            self._writer.write(line, move(message, moving, now, self._why(lane.name)), last=not stay)
         elif not stay:
             line.end(message.id)
         if not stay:
             lane.gate.abandoned()
         return replace(delivery, recipients=tuple(stay))
+
+    def _why(self, lane: str) -> str:
+        """Why mail leaves a lane; "" where the routes just say so."""
+        found = self.plan.table.standing(lane)
+        return "" if found is None else f"{found.why.name.lower()}: {found.reason}"
 
     def _put_off(self, line: Line, delivery: Delivery, now: Millis) -> bool:
         """The upstream refuses this sender alone, and its next try is not yet: nothing is attempted."""

@@ -71,6 +71,8 @@ class Crew:
         if self._stopping:
             return
         gate = self._lane.gate
+        if gate.shut:
+            return
         if gate.paused:
             if gate.probing:
                 return

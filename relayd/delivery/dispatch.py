@@ -14,18 +14,20 @@ from urllib.parse import quote
 
 from relayd.core.blocking import Block
 from relayd.core.ids import MessageId
-from relayd.core.mail import Message, Recipient
+from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.delivery.attempt import Attempts
 from relayd.delivery.crew import Crew
 from relayd.delivery.lanes import Lane
 from relayd.delivery.line import Line, Plan, UpstreamPlan
+from relayd.delivery.moving import Moving, settled
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.rerouting import Rerouting
 from relayd.delivery.slots import ConnectionSlots
+from relayd.delivery.standings import StandingBook, upstream_of
 from relayd.delivery.writing import Writer
 from relayd.intake.memory import MemoryBudget
-from relayd.spool.store import Delivery, Store
+from relayd.spool.store import Delivery, Store, Waiting
 
 _LEAVE = 900.0
 """Seconds for what a removed upstream has in hand."""
@@ -49,6 +51,7 @@ class Dispatcher:
         clock: Callable[[], Millis],
         owed: Callable[[], None],
         blocked: Callable[[Message, str], Block | None] = _never,
+        standings: StandingBook | None = None,
         run_dir: Path,
         slot: int = 0,
         slots: int = 1,
@@ -66,12 +69,24 @@ class Dispatcher:
         self._claimed: set[MessageId] = set()
         self._rerouting = Rerouting(store, self, clock)
         self._random = random.Random()  # noqa: S311 - jitter, not secrecy
+        self.standings = standings if standings is not None else StandingBook(None, clock)
         self._writer = Writer(
             store, plan.policy, observer=observer, clock=clock, owed=owed, wake=self.wake, rng=self._random
         )
         self._attempts = Attempts(
-            store, plan, self._writer, observer=observer, clock=clock, blocked=blocked, rng=self._random
+            store,
+            plan,
+            self._writer,
+            choose=self.choose,
+            observer=observer,
+            clock=clock,
+            blocked=blocked,
+            rng=self._random,
         )
+        self._writer.choose = self.choose
+        self._moving = Moving(self._lines, self._attempts, self.standings.unavailable, self.choose, self._shared)
+        self.standings.changed = self._moving.changed
+        plan.table.standing = self.standings.unavailable
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -80,12 +95,14 @@ class Dispatcher:
         for plan in self._plan.upstreams.values():
             self._add(plan)
         self._rerouting.start()
+        self._moving.start()
 
     async def apply(self, plan: Plan) -> None:
         """Deliver by another configuration from now on; what is in hand is finished first.
 
         Nothing in here waits or can fail half-way: walking over the queue goes on beside the deliveries.
         """
+        plan.table.standing = self.standings.unavailable
         self._plan, old = plan, self._plan
         self._attempts.plan, self._writer.policy = plan, plan.policy
         old.signing.close()
@@ -101,13 +118,16 @@ class Dispatcher:
                 if rerouted:
                     line.lane.clear()
         self._rerouting.begin(everything=rerouted)
+        self._moving.changed()
 
     async def stop(self, deadline: float) -> None:
         """Finish what is in hand until `deadline` (loop time), then let go."""
         leaving = list(self._leaving.values())
         for _, task in leaving:
             task.cancel()
-        await asyncio.gather(self._rerouting.stop(), *(task for _, task in leaving), return_exceptions=True)
+        await asyncio.gather(
+            self._rerouting.stop(), self._moving.stop(), *(task for _, task in leaving), return_exceptions=True
+        )
         lines = [*self._lines.values(), *(line for line, _ in leaving)]
         await asyncio.gather(*(line.crew.stop(deadline) for line in lines))
         await asyncio.gather(*(line.lane.stop() for line in lines))
@@ -121,14 +141,18 @@ class Dispatcher:
 
     def _add(self, plan: UpstreamPlan) -> None:
         lane = Lane(plan.name, self._store, self._memory, self._clock, window=self._plan.window, ready=self._ready)
-        line = self._lines[plan.name] = Line(lane, plan, self._observer, self._random)
+        line = self._lines[plan.name] = Line(lane, plan, self._observer, self._random, self.standings)
         closed = partial(self._observer.connections, plan.name, -1)
         line.crew = Crew(lane, self._share(plan), partial(self._attempts.carry, line), self._clock, closed)
         self._begin(line)
 
+    def _shared(self, lane: str) -> bool:
+        return self._plan.table.shared(upstream_of(lane))
+
     def _begin(self, line: Line) -> None:
         for message in self._claimed:
             line.lane.claim(message)
+        self.standings.know(line.lane.name, line)
         line.lane.start()
 
     def _change(self, line: Line, plan: UpstreamPlan) -> None:
@@ -139,7 +163,8 @@ class Dispatcher:
             line.crew.resize(self._share(plan))
         if plan.identity != old.identity:
             line.crew.renew()
-            line.lane.gate.end_pause()
+            if line.gate.paused:
+                self._end_pause(line)
         line.crew.all_ready()
 
     def try_now(self, lane: str) -> bool:
@@ -147,14 +172,19 @@ class Dispatcher:
         line = self._lines.get(lane)
         if line is None or not line.lane.gate.paused:
             return False
-        line.lane.gate.end_pause()
+        self._end_pause(line)
         self.wake(lane, self._clock())
         line.crew.all_ready()
         return True
 
+    def _end_pause(self, line: Line) -> None:
+        line.gate.end_pause()
+        self.standings.try_now(line.lane.name)
+
     def _leave(self, name: str) -> None:
         """The configuration has this upstream no more: it takes no new mail, and goes when its hands are empty."""
         line = self._lines.pop(name)
+        self.standings.forget(name)
         task = asyncio.create_task(self._see_off(line), name=f"leave {name}")
         self._leaving[name] = line, task
 
@@ -238,6 +268,7 @@ class Dispatcher:
                 "reason": line.lane.gate.reason,
                 "since": line.lane.gate.since if line.lane.gate.paused else 0,
                 "next_probe": line.lane.gate.paused_until,
+                "suspended": line.lane.gate.shut,
                 "in_memory": len(line.lane),
                 "sending": line.lane.flying,
                 "connections": line.crew.size,
@@ -245,11 +276,15 @@ class Dispatcher:
             for name, line in self._lines.items()
         }
 
-    def choose(self, message: Message, recipient: Recipient) -> str:
-        """The lane that the routes say; "" for none."""
-        return self._plan.table.upstream_for(message, recipient) or ""
+    def choose(self, message: Message, waiting: Waiting, *, keep: bool = False) -> str:
+        """The lane that a recipient belongs in now, with `keep` the one that it is in if that may be; "" for none."""
+        keep = keep or settled(waiting)
+        lane = self._plan.table.upstream_for(message, waiting.recipient, waiting.lane, keep=keep)
+        return lane or ""
 
     def _ready(self, lane: Lane) -> None:
         line = self._lines.get(lane.name)
         if line is not None:
             line.crew.ready()
+            if line.gate.paused or line.gate.shut:
+                self._moving.arrived(lane.name)

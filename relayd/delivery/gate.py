@@ -28,6 +28,10 @@ class Gate:
     probing: bool = False
     suspects: set[str] = field(default_factory=set)
     """Envelope senders refused at MAIL since the last success: it may be their trouble alone. """
+    shut: bool = False
+    """Suspended: nothing is taken, whatever the rest says."""
+    _longest: Millis = LONGEST_PAUSE
+    """The longest that the running pause can be."""
 
     @property
     def paused(self) -> bool:
@@ -36,11 +40,11 @@ class Gate:
 
     def may_take(self, now: Millis) -> bool:
         """May a carrier take a message now? While in trouble only one may, once the pause is over."""
-        return not self.troubles or (not self.probing and self.left(now) <= 0)
+        return not self.shut and (not self.troubles or (not self.probing and self.left(now) <= 0))
 
     def left(self, now: Millis) -> Millis:
         """Milliseconds of the pause that are left. A clock that was put back makes none longer than it can be."""
-        if self.paused_until - now > LONGEST_PAUSE + LONGEST_PAUSE // _JITTER:
+        if self.paused_until - now > self._longest + self._longest // _JITTER:
             self.paused_until = now
         return max(self.paused_until - now, 0)
 
@@ -53,16 +57,18 @@ class Gate:
         if self.troubles:
             self.probing = True
 
-    def trouble(self, now: Millis, reason: str, jitter: float, suspect: str | None = None) -> Millis:
+    def trouble(self, now: Millis, reason: str, jitter: float, suspect: str | None = None, least: Millis = 0) -> Millis:
         """The upstream's own trouble: pause. Returns when to try again. `jitter` is random, 0 to 1.
 
-        Carriers that fail together report one trouble, so within a pause nothing grows.
+        Carriers that fail together report one trouble, so within a pause nothing grows; only `least`, what a rule asks
+        for, makes a pause that is shorter as long as that.
         """
-        if self.troubles and self.left(now) > 0:
+        if self.troubles and self.left(now) > 0 and now + least <= self.paused_until:
             return self.paused_until
         if not self.troubles:
             self.since = now
-        pause = min(FIRST_PAUSE << min(self.troubles, 10), LONGEST_PAUSE)
+        pause = max(min(FIRST_PAUSE << min(self.troubles, 10), LONGEST_PAUSE), least)
+        self._longest = max(LONGEST_PAUSE, pause)
         self.troubles += 1
         self.probing = False
         self.reason = reason
@@ -71,10 +77,24 @@ class Gate:
         self.paused_until = now + round(pause * (1 + jitter / _JITTER))
         return self.paused_until
 
+    def adopt(self, since: Millis, until: Millis, troubles: int, reason: str, now: Millis) -> None:
+        """Another worker met with trouble: pause as it does."""
+        if not self.troubles:
+            self.since = since
+        self.troubles, self.reason = max(self.troubles, troubles), reason
+        self._longest = max(self._longest, until - now)
+        if until > self.paused_until:
+            self.paused_until, self.probing = until, False
+
+    def wait(self, until: Millis) -> None:
+        """Another worker probes: let it."""
+        self.paused_until, self.probing = max(self.paused_until, until), False
+
     def success(self) -> bool:
         """The upstream works. True when this ends a pause."""
         ended = self.troubles > 0
         self.troubles, self.probing, self.paused_until, self.reason = 0, False, 0, ""
+        self._longest = LONGEST_PAUSE
         self.suspects.clear()
         return ended
 

@@ -172,8 +172,7 @@ class Lane:
     def done(self, message: MessageId) -> None:
         """What was taken is settled on disk (or is to be read again from there)."""
         self._flying.discard(message)
-        if self._landing is not None and not self._flying and not self._landing.done():
-            self._landing.set_result(None)
+        self._landed()
         delivery = self._held.pop(message, None)
         if delivery is None:
             return
@@ -182,6 +181,41 @@ class Lane:
             # another recipient of the same message may have come due meanwhile, and was passed over
             self._again.discard(message)
             self.due_at(self._clock())
+
+    def idle(self) -> list[Delivery]:
+        """What is in the window and in nobody's hand."""
+        held = self._held
+        return [
+            delivery
+            for queue in (self._fresh, self._stored)
+            for delivery in queue
+            if held.get(delivery.message.id) is delivery
+        ]
+
+    def take_out(self, delivery: Delivery) -> bool:
+        """Take this one, whatever the gate says, to move it elsewhere; False where somebody else has it."""
+        if self.blocked or delivery.message.id in self._flying or self._held.get(delivery.message.id) is not delivery:
+            return False
+        queue = self._fresh if delivery.content is not None else self._stored
+        queue.remove(delivery)
+        if queue is self._stored and len(queue) <= self._stored_most // 4:
+            self._wake.set()
+        self._flying.add(delivery.message.id)
+        return True
+
+    def put_back(self, delivery: Delivery) -> None:
+        """What was taken is not attempted now after all: it is the next one, with the recipients given here."""
+        message = delivery.message.id
+        self._flying.discard(message)
+        if message not in self._held:
+            return
+        self._held[message] = delivery
+        (self._fresh if delivery.content is not None else self._stored).appendleft(delivery)
+        self._landed()
+
+    def _landed(self) -> None:
+        if self._landing is not None and not self._flying and not self._landing.done():
+            self._landing.set_result(None)
 
     def clear(self) -> None:
         """Empty the window, save for what carriers have in hand: the store is asked anew."""

@@ -19,11 +19,13 @@ from relayd.core.session import Connector, Sent
 from relayd.core.units import Millis
 from relayd.delivery.crew import Crew
 from relayd.delivery.dkim import SigningPool
+from relayd.delivery.gate import Gate
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.senders import RefusedSenders
 from relayd.delivery.settle import Policy
+from relayd.delivery.standings import StandingBook
 
 
 class Outward(Protocol):
@@ -85,12 +87,29 @@ class Line:
     plan: UpstreamPlan
     observer: DeliveryObserver
     random: random.Random
+    standings: StandingBook
     crew: Crew = field(init=False)
     senders: RefusedSenders = field(default_factory=RefusedSenders)
     unwritten: dict[MessageId, int] = field(default_factory=dict)
     """Settlements that could not be written yet, by message."""
     ended: set[MessageId] = field(default_factory=set)
     """Of these messages the last attempt is settled; they are let go of when nothing is unwritten."""
+
+    @property
+    def gate(self) -> Gate:
+        """Whether it may be tried now."""
+        return self.lane.gate
+
+    def began(self) -> None:
+        """Paused or suspended from now on, by what another worker or an operator did."""
+        self.observer.paused(self.plan.name, True)
+
+    def opened(self) -> None:
+        """It may be used again, or be probed."""
+        if not self.lane.gate.paused:
+            self.observer.paused(self.plan.name, False)
+        self.lane.look()
+        self.crew.all_ready()
 
     def judge(self, sent: Sent, sender: str, now: Millis) -> Millis:
         """Open or close the upstream's gate; when to try again what its trouble kept back."""
@@ -104,9 +123,10 @@ class Line:
                 return now
             if any(outcome.stage in _BEHIND_MAIL for outcome in sent.outcomes):
                 self.senders.works(sender)
+            since = gate.since
             if gate.success():
                 self.observer.paused(self.plan.name, False)
-                structlog.get_logger("relayd.delivery").info("upstream works again", upstream=self.plan.name)
+                self.standings.works(self.plan.name, since)
                 self.crew.all_ready()
         return now
 
@@ -119,10 +139,12 @@ class Line:
                 log.warning("sender refused", upstream=self.plan.name, sender=sender, reply=str(trouble.reply))
                 gate.abandoned()
                 return until
-        began = not gate.paused
+        began, known = not gate.paused, gate.paused_until
         resume = gate.trouble(now, str(trouble.reply), self.random.random(), suspect)
         if began:
             self.observer.paused(self.plan.name, True)
+        if resume != known:
+            self.standings.trouble(self.plan.name, gate, trouble, first=began)
         log.warning(
             "upstream in trouble",
             upstream=self.plan.name,

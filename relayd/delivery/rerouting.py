@@ -13,11 +13,11 @@ from typing import Protocol
 import structlog
 
 from relayd.core.ids import MessageId
-from relayd.core.mail import Message, Recipient
+from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.delivery.settle import move
 from relayd.spool.filter import QueueFilter
-from relayd.spool.store import Delivery, Store, StoreError
+from relayd.spool.store import Delivery, Store, StoreError, Waiting
 
 _BATCH = 500
 AGAIN = 5.0
@@ -27,8 +27,8 @@ AGAIN = 5.0
 class Lanes(Protocol):
     """The part of the dispatcher that rerouting needs."""
 
-    def choose(self, message: Message, recipient: Recipient) -> str:
-        """The lane that the routes say; "" for none."""
+    def choose(self, message: Message, waiting: Waiting) -> str:
+        """The lane that a recipient belongs in now; "" for none."""
 
     def living(self, lane: str) -> bool:
         """Is there an upstream of this name?"""
@@ -123,7 +123,7 @@ class Rerouting:
     async def _move(self, delivery: Delivery) -> None:
         message, now = delivery.message, self._clock()
         choose = self._lanes.choose
-        chosen = [(waiting, choose(message, waiting.recipient)) for waiting in delivery.recipients]
+        chosen = [(waiting, choose(message, waiting)) for waiting in delivery.recipients]
         moving = [(waiting, lane) for waiting, lane in chosen if lane != waiting.lane]
         if moving:
             await self._store.settle(move(message, moving, now))

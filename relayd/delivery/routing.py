@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from relayd.config.models import Match, Route
 from relayd.core.address import AddressError, compile_pattern, domain_of, to_ascii
 from relayd.core.mail import INBOUND, Message, Recipient
+from relayd.delivery.failover import Option, Standing, Targets, always, choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,15 @@ class RouteFacts:
 
 @dataclass(frozen=True, slots=True)
 class RouteDecision:
-    """The rule that matched, counted from 0, and its upstream; None and None when no rule matches."""
+    """The rule that matched, counted from 0, and what it names; None and None when no rule matches."""
 
     rule: int | None
-    upstream: str | None
+    targets: Targets | None
+
+    @property
+    def upstream(self) -> str | None:
+        """The upstream that it names first."""
+        return None if self.targets is None else self.targets.names[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +109,24 @@ def _conditions(match: Match | None) -> tuple[_Condition, ...]:
 
 
 class RouteTable:
-    """The compiled routes of one configuration."""
+    """The compiled routes of one configuration.
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    `standing` says which lanes cannot be used now: the dispatcher, which knows, puts its own here.
+    """
+
+    def __init__(self, routes: Sequence[Route], overflows: Mapping[str, str] | None = None) -> None:
+        """`overflows`: upstream → the one that stands in once its day is used up."""
         self.routes = tuple(routes)
         """What it was made of; tables of equal routes decide alike."""
-        self._rules = tuple((_conditions(route.match), route.upstream) for route in routes)
+        self.standing: Standing = always
+        self._overflows = dict(overflows or {})
+        self._rules = tuple(
+            (_conditions(route.match), Targets(route.upstreams, route.weights), " or ".join(route.upstreams))
+            for route in routes
+        )
+        self._shared = frozenset(
+            name for _, targets, _ in self._rules if targets.sole is None for name in targets.names
+        ) | frozenset(self._overflows)
         self.labels = frozenset(
             name.lower() for route in routes if route.match is not None for name in route.match.header or ()
         )
@@ -116,29 +134,73 @@ class RouteTable:
 
     def decide(self, facts: RouteFacts) -> RouteDecision:
         """The first rule all of whose conditions hold."""
-        for place, (conditions, upstream) in enumerate(self._rules):
+        for place, (conditions, targets, _) in enumerate(self._rules):
             if all(condition.holds(facts) for condition in conditions):
-                return RouteDecision(place, upstream)
+                return RouteDecision(place, targets)
         return RouteDecision(None, None)
 
-    def upstream_for(self, message: Message, recipient: Recipient) -> str | None:
-        """Name of the upstream that is to carry the message to this recipient now."""
+    def shared(self, upstream: str) -> bool:
+        """May another upstream carry what this one cannot?"""
+        return upstream in self._shared
+
+    def upstream_for(
+        self, message: Message, recipient: Recipient, current: str = "", *, keep: bool = False
+    ) -> str | None:
+        """The lane that is to carry the message to this recipient now; None: no rule fits.
+
+        `current` is where it lies; with `keep` it stays there as long as a rule names that lane.
+        """
         if message.origin.inbound:
             return INBOUND
+        targets = self._targets(message, recipient)
+        if targets is None:
+            return None
+        sole = targets.sole
+        if sole is not None and sole not in self._overflows:
+            return self._lane(sole, message)  # the usual case costs nothing
+        options = self.options(targets, message)
+        if keep and any(option.lane == current for option in options):
+            return current
+        return choose(options, current, self.standing)
+
+    def lane_of(self, upstream: str, message: Message) -> str | None:
+        """The lane by which an upstream (or one of its lanes, named whole) may carry this message; None: it may not."""
+        lane = self._lane(upstream.partition("/")[0], message)
+        return lane if lane == upstream or "/" not in upstream else None
+
+    def options(self, targets: Targets, message: Message) -> list[Option]:
+        """The lanes that may carry a message, in order; where the sender may not use an upstream, it is none."""
+        found: list[Option] = []
+        for first in targets.order(message.id):
+            lane, before, seen, name = self._lane(first, message), None, {first}, first
+            while lane is not None:
+                found.append(Option(lane, before))
+                name = self._overflows.get(name, "")
+                if not name or name in seen:
+                    break
+                seen.add(name)
+                before, lane = lane, self._lane(name, message)
+        return found
+
+    def _targets(self, message: Message, recipient: Recipient) -> Targets | None:
         if self._rules and not self._rules[0][0]:
-            return self._rules[0][1]  # one upstream for everything: the usual case costs nothing
-        return self.decide(facts_of(message, recipient)).upstream
+            return self._rules[0][1]
+        return self.decide(facts_of(message, recipient)).targets
+
+    def _lane(self, upstream: str, message: Message) -> str | None:
+        """The lane of an upstream for this message; None: its sender may not use it."""
+        return upstream
 
     def explain(self, facts: RouteFacts) -> list[tuple[int, str, list[str]]]:
-        """For each rule up to the matching one: its place, upstream, and why it does not match (empty: it does)."""
+        """For each rule up to the matching one: its place, upstreams, and why it does not match (empty: it does)."""
         out: list[tuple[int, str, list[str]]] = []
-        for place, (conditions, upstream) in enumerate(self._rules):
+        for place, (conditions, _, names) in enumerate(self._rules):
             misses = [
                 f"{c.key} is {c.found(facts) or 'not given'}, wanted {c.wanted}"
                 for c in conditions
                 if not c.holds(facts)
             ]
-            out.append((place, upstream, misses))
+            out.append((place, names, misses))
             if not misses:
                 break
         return out

@@ -222,12 +222,22 @@ def steer(
     return Settlement(message.id, tuple(changes))
 
 
-def move(message: Message, moving: Sequence[tuple[Waiting, str]], now: Millis) -> Settlement:
-    """The routes chose other lanes for these recipients: due there at once, unless held or parked."""
+def move(
+    message: Message, moving: Sequence[tuple[Waiting, str]], now: Millis, reason: str = "", by: str = ""
+) -> Settlement:
+    """These recipients go to other lanes: due there at once, unless held or parked.
+
+    `by` is who did it by hand: such mail stays where it was put, whatever the routes say.
+    """
+    why: dict[str, str | int | float | bool | None] = {}
+    if reason:
+        why["reason"] = reason
+    if by:
+        why["by"] = by
     changes = tuple(
         Change(
             replace(waiting, lane=lane, due=None if waiting.due is None else now, notice=None),
-            _event(message, waiting, EventKind.MOVED, now, {"from": waiting.lane, "upstream": lane}),
+            _event(message, waiting, EventKind.MOVED, now, {"from": waiting.lane, "upstream": lane, **why}),
         )
         for waiting, lane in moving
     )

@@ -9,10 +9,12 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import structlog
 
 from relayd.core.ids import MessageId, format_id
+from relayd.core.mail import Message
 from relayd.core.session import Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.line import Line
@@ -22,6 +24,19 @@ from relayd.spool.store import Attempt, Delivery, NoSuchMessageError, Settlement
 
 WRITE_AGAIN = 0.5
 """Seconds until a settlement that failed is written again; longer each time."""
+
+
+class Choose(Protocol):
+    """The dispatcher's choice of lanes."""
+
+    def __call__(self, message: Message, waiting: Waiting, *, keep: bool = False) -> str:
+        """The lane that a recipient belongs in now, the one that it is in as long as that may be with `keep`."""
+
+
+def stay(message: Message, waiting: Waiting, *, keep: bool = False) -> str:
+    """Everything belongs where it is."""
+    return waiting.lane
+
 
 Wake = Callable[[str, Millis, MessageId | None], None]
 """Tells a lane that something in the store became due, maybe of this message."""
@@ -49,6 +64,8 @@ class Writer:
         self._owed = owed
         self._wake = wake
         self._random = rng
+        self.choose: Choose = stay
+        """Where mail goes that its upstream's trouble keeps back; the dispatcher puts its own here."""
         self._unsettled: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("relayd.delivery")
 
@@ -73,6 +90,9 @@ class Writer:
         """Decide what the attempt meant, tell the gate, and write it all in one transaction."""
         now = self._clock()
         resume = line.judge(sent, delivery.message.envelope.sender, now)
+        if resume > now and self.choose(delivery.message, part[0]) != line.lane.name:
+            # another upstream carries it meanwhile: it is due at once, and moves (moving.py)
+            resume = now
         attempt = Attempt(
             at=started,
             took=now - started,

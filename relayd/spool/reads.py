@@ -256,6 +256,19 @@ def history(db: sqlite3.Connection, message: MessageId) -> History:
         db.execute("COMMIT")
 
 
+def put_by_hand(db: sqlite3.Connection, messages: Sequence[MessageId]) -> list[tuple[MessageId, int, str]]:
+    """Recipients whose last move was an operator's: message, n and the lane that they were put into."""
+    last: dict[tuple[MessageId, int], dict[str, Any]] = {}
+    for some in _slices(messages):
+        marks = ", ".join("?" * len(some))
+        for message, n, detail in db.execute(
+            f"SELECT message, n, detail FROM event WHERE message IN ({marks}) AND kind = 'moved' ORDER BY id",  # noqa: S608
+            some,
+        ):
+            last[message, n] = orjson.loads(detail)
+    return [(*place, detail["upstream"]) for place, detail in last.items() if detail.get("by")]
+
+
 def _has_content(db: sqlite3.Connection, message: MessageId) -> bool:
     (found,) = db.execute(
         "SELECT EXISTS (SELECT 1 FROM body WHERE message = ?1) OR EXISTS (SELECT 1 FROM part WHERE message = ?1)",

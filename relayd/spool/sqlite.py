@@ -17,7 +17,7 @@ from relayd.config.models import Spool
 from relayd.core.event import Event, EventKind
 from relayd.core.ids import MessageId, format_id, time_of
 from relayd.core.lifecycle import State
-from relayd.core.mail import Message, Recipient
+from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.spool import codec, reads, retention, schema, stream, writes
 from relayd.spool.filter import QueueFilter
@@ -313,7 +313,7 @@ class SqliteStore:
                 oldest[lane] = min(oldest.get(lane, message), message)
         return [LaneDepth(lane, depth[lane], time_of(oldest[lane])) for lane in sorted(depth)]
 
-    async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
+    async def relane(self, choose: Callable[[Message, Waiting], str], skip: Container[MessageId]) -> int:
         """Look at the routes again for every recipient that is not final; how many changed lanes.
 
         They are due there at once, save for those that wait for an operator.
@@ -327,14 +327,17 @@ class SqliteStore:
                     break
                 after = page[-1].message.id
                 moves = [
-                    (lane, delivery.message.id, waiting.n)
+                    (lane, delivery.message.id, waiting.n, waiting.lane)
                     for delivery in page
                     if delivery.message.id not in skip
                     for waiting in delivery.recipients
-                    if (lane := choose(delivery.message, waiting.recipient)) != waiting.lane
+                    if (lane := choose(delivery.message, waiting)) != waiting.lane
                 ]
                 if moves:
-                    changed += await segment.work(writes.relane, moves, self._clock())
+                    there = await segment.read(reads.put_by_hand, list(dict.fromkeys(move[1] for move in moves)))
+                    hand = set(there)
+                    moves = [move for move in moves if move[1:] not in hand]
+                    changed += await segment.work(writes.relane, [move[:3] for move in moves], self._clock())
         return changed
 
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
@@ -363,6 +366,16 @@ class SqliteStore:
         return found
 
     # ---------------------------------------------------------------- what is known
+
+    async def put_by_hand(self, messages: Sequence[MessageId]) -> frozenset[tuple[MessageId, int, str]]:
+        """Recipients whose last move was an operator's: message, n and the lane that they were put into."""
+        found: list[tuple[MessageId, int, str]] = []
+        homes: dict[Segment, list[MessageId]] = {}
+        for message in messages:
+            homes.setdefault(await self._shelf.open_home(message), []).append(message)
+        for segment, some in homes.items():
+            found += await segment.read(reads.put_by_hand, some)
+        return frozenset(found)
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""

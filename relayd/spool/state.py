@@ -85,6 +85,18 @@ _SCHEMA = (
     """
     CREATE TABLE judged (segment TEXT PRIMARY KEY, event INTEGER NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID
     """,
+    # upstreams that must not be used, and what has happened to them: standings.py
+    """
+    CREATE TABLE upstream_pause (lane TEXT PRIMARY KEY, since INTEGER NOT NULL, until INTEGER NOT NULL,
+        troubles INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE upstream_suspension (lane TEXT PRIMARY KEY, kind TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER,
+        reason TEXT NOT NULL, by TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE upstream_pardon (lane TEXT NOT NULL, key TEXT NOT NULL, until INTEGER NOT NULL,
+        PRIMARY KEY (lane, key)) WITHOUT ROWID;
+    CREATE TABLE upstream_event (id INTEGER PRIMARY KEY AUTOINCREMENT, lane TEXT NOT NULL, at INTEGER NOT NULL,
+        kind TEXT NOT NULL, detail TEXT NOT NULL);
+    CREATE INDEX upstream_event_lane ON upstream_event (lane, id)
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 

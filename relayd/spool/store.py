@@ -207,14 +207,17 @@ class Store(Protocol):
     async def lanes(self) -> list[LaneDepth]:
         """Every lane that has waiting recipients (held and parked ones not counted)."""
 
-    async def relane(self, choose: Callable[[Message, Recipient], str], skip: Container[MessageId]) -> int:
+    async def relane(self, choose: Callable[[Message, Waiting], str], skip: Container[MessageId]) -> int:
         """Look at the routes again for every recipient that is not final; how many changed lanes (after a reload).
 
-        They are due there at once, save for those that wait for an operator.
+        They are due there at once, save for those that wait for an operator. `choose` says "" for no lane.
         """
 
     async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
         """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
+
+    async def put_by_hand(self, messages: Sequence[MessageId]) -> frozenset[tuple[MessageId, int, str]]:
+        """Recipients whose last move was an operator's: message, n and the lane that they were put into."""
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""

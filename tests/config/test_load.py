@@ -207,7 +207,7 @@ def test_nothing_false_is_concluded_from_what_is_faulty(tmp_path: Path) -> None:
             listeners='listeners:\n  - {name: a, bind: ["0.0.0.0:1"], access: network, networks: [1]}\n'
             '  - {name: b, bind: ["0.0.0.0:2"], acess: network, networks: [n]}\n',
             upstreams="upstreams:\n  acme: {host: 5}\n",
-            routes="routes:\n  - {match: {sendr: x}, upstream: acme}\n  - {upstream: [acme]}\n",
+            routes="routes:\n  - {match: {sendr: x}, upstream: acme}\n  - {upstream: {acme: 0}}\n",
         )
         + "networks:\n  n: 3\ncredentials: 7\n"
     )

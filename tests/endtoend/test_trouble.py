@@ -206,7 +206,7 @@ async def test_while_an_upstream_is_in_trouble_one_message_probes_it(make_daemon
         clear(upstream)
         await daemon.wait_for_event("delivered", count=30)
         assert {event["attempt"] for event in daemon.events("delivered")} == {1}
-        assert daemon.log("upstream works again")
+        assert daemon.log("upstream.resumed")
 
 
 async def test_the_real_pause_begins_at_five_seconds(make_daemon: MakeDaemon) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -23,10 +23,12 @@ from relayd.delivery.dkim import Signer, SigningPool
 from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.settle import Policy
+from relayd.delivery.standings import StandingBook
 from relayd.delivery.steering import Steering
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.filter import QueueFilter
 from relayd.spool.sqlite import SqliteStore
+from relayd.spool.state import StateDB
 from relayd.spool.store import Delivery, Settlement, Store, Waiting
 from tests.support.clock import Clock
 from tests.support.mail import CONTENT, make_message
@@ -47,6 +49,7 @@ NOT_YOU = Outcome(OutcomeKind.TROUBLE, Stage.MAIL, Reply(550, "5.7.1", "Sender n
 QUOTA = Outcome(OutcomeKind.TROUBLE, Stage.RCPT, Reply(550, "5.4.5", "Daily quota exceeded"), "unknown")
 NO_LINE = Outcome(OutcomeKind.TROUBLE, Stage.CONNECT, Reply(451, "4.4.1", "Connection refused"), "unknown")
 
+Choice = str | list[str] | dict[str, int]
 Answer = Callable[[Outgoing], Sequence[Outcome] | Awaitable[Sequence[Outcome]]]
 
 
@@ -179,19 +182,21 @@ class World:
         self.settings: dict[str, dict[str, object]] = {}
         """Fields of UpstreamPlan, by upstream."""
         self.owed = 0
+        self.state: StateDB | None = None
+        self.overflows: dict[str, str] = {}
 
     def upstream(self, name: str) -> ScriptedUpstream:
         """The upstream of this name, made at the first mention."""
         return self.upstreams.setdefault(name, ScriptedUpstream(name))
 
-    def plan(self, routes: dict[str, str] | str, *names: str, window: int = 100) -> Plan:
-        """`routes`: recipient domain → upstream, in order; or one upstream for all. `names`: upstreams beside those."""
+    def plan(self, routes: Mapping[str, Choice] | str, *names: str, window: int = 100) -> Plan:
+        """`routes`: recipient domain → upstreams, in order; or one upstream for all. `names`: others beside those."""
         table = [
             Route(match=None if domain == "*" else Match(recipient_domain=domain), upstream=name)
             for domain, name in ({"*": routes} if isinstance(routes, str) else routes).items()
         ]
         upstreams = {}
-        for name in (*(route.upstream for route in table), *names):
+        for name in (*(name for route in table for name in route.upstreams), *names):
             facts: dict[str, object] = {"connections": 4, "recipients": 100, "identity": name}
             facts |= self.settings.get(name, {})
             upstreams[name] = UpstreamPlan(
@@ -201,7 +206,7 @@ class World:
                 **facts,  # type: ignore[arg-type]
             )
         policy = Policy(parse_schedule("1m, 5m*"), self.lifetime, 0, notify=True)
-        return Plan(upstreams, RouteTable(table), SigningPool(Signer([], self.clock)), policy, window)
+        return Plan(upstreams, RouteTable(table, self.overflows), SigningPool(Signer([], self.clock)), policy, window)
 
     async def open(self, plan: Plan) -> None:
         """Start on what is on disk."""
@@ -211,6 +216,7 @@ class World:
         run = self.directory / "run"
         run.mkdir(exist_ok=True)
         self.current = plan
+        self.standings = StandingBook(self.state, self.clock)
         self.dispatcher = Dispatcher(
             cast("Store", self.tricky),
             self.memory,
@@ -218,9 +224,11 @@ class World:
             observer=self.watcher,
             clock=self.clock,
             owed=self._owe,
+            standings=self.standings,
             run_dir=run,
         )
         self.steering = Steering(cast("Store", self.tricky), self.dispatcher, plan.policy, self.clock, self._owe)
+        await self.standings.start()
         await self.dispatcher.start()
 
     def _owe(self) -> None:
