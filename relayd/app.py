@@ -33,6 +33,8 @@ from relayd.delivery.dkim import stored_key
 from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.notices import Reporter
 from relayd.delivery.plan import build_plan
+from relayd.delivery.standings import POLL as _STANDINGS
+from relayd.delivery.standings import StandingBook
 from relayd.delivery.steering import Steering
 from relayd.domains.book import DomainBook
 from relayd.domains.duty import DomainDuty
@@ -151,6 +153,9 @@ class App:
             observer=self._metrics.delivery,
             clock=now_ms,
         )
+        self._standings = StandingBook(
+            self._state, self._metrics.delivery, now_ms, owner=f"{slot}-{os.getpid()}", slot=slot, slots=slots
+        )
         self._dispatcher = Dispatcher(
             self._store,
             self._intake.memory,
@@ -159,6 +164,7 @@ class App:
             clock=now_ms,
             owed=self._reporter.wake,
             blocked=self._blocks.find,
+            standings=self._standings,
             run_dir=data_dir / "run",
             slot=slot,
             slots=slots,
@@ -195,6 +201,7 @@ class App:
         await self._blocks.start()
         self._unjudged.start()
         await self._book.start(await asyncio.to_thread(resolve_secret, self._config))
+        await self._standings.start()
         await self._dispatcher.start()
         self._reporter.start()
         for listener in self._config.listeners:
@@ -208,6 +215,7 @@ class App:
         self._duty(_RETAIN, "retention", self._retain)
         self._duty(_CREDENTIALS, "credentials", self._credentials.tick)
         self._duty(_DOMAINS, "domains", self._book.poll)
+        self._duty(_STANDINGS, "standings", self._standings.poll)
         self._duty(_DOMAINS, "domain checks", self._check_domains)
         self._serving = True
 
@@ -268,6 +276,7 @@ class App:
             await self._web.stop()
         for part in (self._blocks, self._unjudged, self._rates, self._guesses, self._networks, self._disk):
             await part.stop()
+        await self._standings.stop()
         await self._credentials.stop()
         await self._passwords.close()
         await self._store.close()
@@ -413,6 +422,7 @@ class App:
         verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
         verbs["upstream.try"] = self._try_upstream
         verbs["domains.refresh"] = _for_workers(self._refresh_domains)
+        verbs["upstream.look"] = self._look_at_upstreams
         verbs |= {name: _for_workers(verb) for name, verb in self._inbound.verbs().items()}
         return verbs | {"ping": self._ping, "mail.send": self._send_mail, "worker.status": self._worker_status}
 
@@ -445,6 +455,17 @@ class App:
         await self._book.poll()
         return {"generation": self._book.everything.generation}
 
+    async def _look_at_upstreams(self, args: dict[str, Any]) -> Any:
+        """A command suspended or resumed upstreams: see what it did."""
+        try:
+            await self._standings.poll()
+        except StateError as error:
+            raise ControlError(str(error)) from None
+        lane = str(args.get("lane", ""))
+        return {
+            "resumed": [name for name in self._plan.upstreams if _within(name, lane) and self._dispatcher.try_now(name)]
+        }
+
     async def _ping(self, args: dict[str, Any]) -> Any:
         return {"slot": self._slot}
 
@@ -465,6 +486,11 @@ class App:
             "disk_free": self._disk.free_octets,
             "upstreams": self._dispatcher.standing(),
         }
+
+
+def _within(lane: str, upstream: str) -> bool:
+    """The lane is that one, or that of one of its accounts."""
+    return lane == upstream or lane.startswith(f"{upstream}/")
 
 
 def _for_workers(verb: Verb) -> Handler:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relayd.cli import standing
 from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, read_config
 from relayd.cli.login import NameArgument, list_presets, login
 from relayd.cli.out import Column, print_json, print_table, say, warn
@@ -26,21 +27,33 @@ app = typer.Typer(help="List and try the providers that mail goes to.", no_args_
 
 app.command("presets")(list_presets)
 app.command("login")(login)
+standing.register(app)
 
 
 @app.command("list")
 def list_upstreams(context: typer.Context, config: ConfigOption = None, as_json: JSONOption = False) -> None:
     """List the upstreams: where they are, how they are spoken to, which routes lead there."""
-    entries = _entries(read_config(context, config))
+    whole = read_config(context, config)
+    found = standing.standings_at(whole.data_dir)
+    entries = [entry | standing.standing_of(found, entry["name"]) for entry in _entries(whole)]
     if as_json:
         print_json(entries)
         return
     columns = [Column(name, long=name in ("address", "user")) for name in ("name", "address", "tls", "user", "routes")]
-    columns.insert(4, Column("connections", right=True))
+    columns.insert(1, Column("state"))
+    columns.insert(5, Column("connections", right=True))
     print_table(
         columns,
         (
-            [e["name"], e["address"], e["tls"], e["username"] or "-", str(e["connections"]), _rules(e["routes"])]
+            [
+                e["name"],
+                e["state"],
+                e["address"],
+                e["tls"],
+                e["username"] or "-",
+                str(e["connections"]),
+                _rules(e["routes"]),
+            ]
             for e in entries
         ),
         empty="no upstreams",

@@ -69,7 +69,7 @@ class Dispatcher:
         self._claimed: set[MessageId] = set()
         self._rerouting = Rerouting(store, self, clock)
         self._random = random.Random()  # noqa: S311 - jitter, not secrecy
-        self.standings = standings if standings is not None else StandingBook(None, clock)
+        self.standings = standings if standings is not None else StandingBook(None, observer, clock)
         self._writer = Writer(
             store, plan.policy, observer=observer, clock=clock, owed=owed, wake=self.wake, rng=self._random
         )

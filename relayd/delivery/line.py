@@ -100,14 +100,8 @@ class Line:
         """Whether it may be tried now."""
         return self.lane.gate
 
-    def began(self) -> None:
-        """Paused or suspended from now on, by what another worker or an operator did."""
-        self.observer.paused(self.plan.name, True)
-
     def opened(self) -> None:
-        """It may be used again, or be probed."""
-        if not self.lane.gate.paused:
-            self.observer.paused(self.plan.name, False)
+        """It may be used again, or be probed, by what another worker or an operator did."""
         self.lane.look()
         self.crew.all_ready()
 

@@ -20,5 +20,11 @@ class DeliveryObserver(Protocol):
     def paused(self, upstream: str, paused: bool) -> None:
         """The upstream's trouble began or ended."""
 
+    def suspended(self, upstream: str, suspended: bool) -> None:
+        """An operator, or the storm guard, suspended the upstream (or one of its accounts), or lets it go on."""
+
+    def upstream_event(self, upstream: str, event: str) -> None:
+        """Something happened to an upstream: paused, resumed, suspended or storm. Told by one worker only."""
+
     def report(self, kind: str) -> None:
         """A report to a sender was made: failure, delay or success; or "unroutable" when no route took it."""

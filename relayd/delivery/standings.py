@@ -19,6 +19,7 @@ from relayd.core.lifecycle import Outcome
 from relayd.core.units import Millis
 from relayd.delivery.failover import Unavailable, Why
 from relayd.delivery.gate import Gate
+from relayd.delivery.observer import DeliveryObserver
 from relayd.spool import standings as rows
 from relayd.spool.standings import Pause, Standings, Suspension, SuspensionKind
 from relayd.spool.state import StateDB, StateError
@@ -43,9 +44,6 @@ class Watched(Protocol):
     def gate(self) -> Gate:
         """Its gate."""
 
-    def began(self) -> None:
-        """It is paused or suspended from now on."""
-
     def opened(self) -> None:
         """It may be used again."""
 
@@ -58,8 +56,20 @@ def upstream_of(lane: str) -> str:
 class StandingBook:
     """What one worker knows, on its event loop. Without `state` it knows only what it found out itself."""
 
-    def __init__(self, state: StateDB | None, clock: Callable[[], Millis], owner: str = "", slots: int = 1) -> None:
+    def __init__(
+        self,
+        state: StateDB | None,
+        observer: DeliveryObserver,
+        clock: Callable[[], Millis],
+        *,
+        owner: str = "",
+        slot: int = 0,
+        slots: int = 1,
+    ) -> None:
+        """`owner` names this process among the workers; of those, that in slot 0 logs what operators did."""
         self._state = state
+        self._observer = observer
+        self._speaks = slot == 0
         self._clock = clock
         self._owner = owner
         self._alone = slots == 1
@@ -67,7 +77,7 @@ class StandingBook:
         self._now = Standings()
         self._shared: set[str] = set()
         """Lanes whose pause was seen in state.db: where it is gone from there, another worker got through."""
-        self._unwritten: deque[Write] = deque()
+        self._unwritten: deque[tuple[Write, str]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._told = 0
         """Counts what was found out here: what was read before it is out of date."""
@@ -115,7 +125,9 @@ class StandingBook:
 
     def forget(self, lane: str) -> None:
         """It is not any more."""
-        self._lanes.pop(lane, None)
+        watched = self._lanes.pop(lane, None)
+        if watched is not None and watched.gate.shut:
+            self._observer.suspended(lane, False)
         self._shared.discard(lane)
 
     def trouble(self, lane: str, gate: Gate, outcome: Outcome, *, first: bool) -> None:
@@ -125,6 +137,7 @@ class StandingBook:
             self._log.warning(
                 "upstream.paused", upstream=lane, reason=reason, since=gate.since, next_probe=gate.paused_until
             )
+            self._observer.upstream_event(lane, "paused")
         pause = Pause(lane, gate.since, gate.paused_until, gate.troubles, reason)
         detail = {"reason": reason, "stage": outcome.stage.value, "class": outcome.cls, "next_probe": gate.paused_until}
 
@@ -132,13 +145,14 @@ class StandingBook:
             rows.pause(db, pause, detail)
             self._unclaim(db, lane)
 
-        self._write(write)
+        self._write(write, shares=lane)
         self.changed()
 
     def works(self, lane: str, gate_since: Millis) -> None:
         """A message got through: the pause is over, for everybody."""
         now = self._clock()
         self._log.info("upstream.resumed", upstream=lane, since=gate_since, paused_seconds=(now - gate_since) // 1000)
+        self._observer.upstream_event(lane, "resumed")
         self._shared.discard(lane)
 
         def write(db: sqlite3.Connection) -> None:
@@ -166,6 +180,7 @@ class StandingBook:
             recipients=recipients,
             remedy=f"nothing has bounced; find out why, then: relayd upstream resume {lane}",
         )
+        self._observer.upstream_event(lane, "storm")
         self._now = Standings(self._now.pauses, {**self._now.suspensions, lane: found}, self._now.pardons)
         detail: rows.Detail = {"key": key, "recipients": recipients}
         self._write(lambda db: rows.suspend(db, found, detail))
@@ -206,13 +221,29 @@ class StandingBook:
         if any(each.until is not None and each.until <= now for each in self._now.suspensions.values()):
             for lane in await self._state.write(partial(rows.lapse, now=now)):
                 self._log.info("upstream.resumed", upstream=lane, reason="its suspension is over")
+                self._observer.upstream_event(lane, "resumed")
         told = self._told
         found = await self._state.read(partial(rows.read, now=now))
-        if found == self._now or self._writer is not None or told != self._told:
+        known = found == self._now and found.pauses.keys() >= self._shared
+        if known or self._writer is not None or told != self._told:
             # where this worker found out something, that is not in what was read: the next look will have it
             return
+        if self._speaks:
+            self._tell(found)
         self._now = found
         self._apply_all()
+
+    def _tell(self, found: Standings) -> None:
+        """Log what operators did meanwhile."""
+        before, after = self._now.suspensions, found.suspensions
+        for lane in after.keys() - before.keys():
+            new = after[lane]
+            if new.kind is SuspensionKind.HAND:
+                self._log.warning("upstream.suspended", upstream=lane, by=new.by, reason=new.reason, until=new.until)
+                self._observer.upstream_event(lane, "suspended")
+        for lane in before.keys() - after.keys():
+            self._log.info("upstream.resumed", upstream=lane, after=before[lane].kind.value)
+            self._observer.upstream_event(lane, "resumed")
 
     async def stop(self) -> None:
         """Write what is not written yet."""
@@ -227,7 +258,7 @@ class StandingBook:
 
     def _apply_to(self, lane: str, watched: Watched, now: Millis) -> None:
         gate = watched.gate
-        before = gate.paused or gate.shut
+        paused, shut = gate.paused, gate.shut
         gate.shut = self.suspension(lane) is not None
         pause = self._now.pauses.get(lane)
         if pause is not None:
@@ -236,17 +267,19 @@ class StandingBook:
         elif lane in self._shared:
             self._shared.discard(lane)
             gate.success()
-        after = gate.paused or gate.shut
-        if after and not before:
-            watched.began()
-        elif before and not gate.shut and gate.may_take(now):
+        if gate.paused != paused:
+            self._observer.paused(lane, gate.paused)
+        if gate.shut != shut:
+            self._observer.suspended(lane, gate.shut)
+        if (paused or shut) and gate.may_take(now):
             watched.opened()
 
-    def _write(self, write: Write) -> None:
+    def _write(self, write: Write, shares: str = "") -> None:
+        """Write soon; `shares` is the lane whose pause everybody sees then."""
         if self._state is None:
             return
         self._told += 1
-        self._unwritten.append(write)
+        self._unwritten.append((write, shares))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all(), name="write standings")
 
@@ -254,8 +287,11 @@ class StandingBook:
         state = self._state
         try:
             while self._unwritten and state is not None:
+                write, shares = self._unwritten.popleft()
                 try:
-                    await state.write(self._unwritten.popleft())
+                    await state.write(write)
+                    if shares in self._lanes and self._lanes[shares].gate.paused:
+                        self._shared.add(shares)
                 except StateError as error:
                     # the others find out for themselves
                     self._log.error("standings cannot be shared", error=str(error))

@@ -113,6 +113,8 @@ class Metrics:
             self._gauge("relayd_upstream_paused", "1 while trouble pauses it.", "upstream", mode="livemax"),
             self._tally("relayd_upstream_connect_failed_total", failed, "upstream", "class"),
             self._tally("relayd_reports_total", "Reports to senders.", "kind"),
+            suspended=self._gauge("relayd_upstream_suspended", "1 while suspended.", "upstream", mode="livemax"),
+            events=self._tally("relayd_upstream_events_total", "What happened to upstreams.", "upstream", "event"),
         )
 
     def _inbound_metrics(self) -> InboundMetrics:
@@ -365,7 +367,17 @@ def upstream_of(lane: str) -> str:
 class DeliveryMetrics:
     """A delivery observer (relayd/delivery/observer.py)."""
 
-    def __init__(self, attempt: Histogram, connections: Gauge, paused: Gauge, failed: Tally, reports: Tally) -> None:
+    def __init__(
+        self,
+        attempt: Histogram,
+        connections: Gauge,
+        paused: Gauge,
+        failed: Tally,
+        reports: Tally,
+        *,
+        suspended: Gauge,
+        events: Tally,
+    ) -> None:
         self._attempt = attempt
         self._connections = connections
         self._paused = paused
@@ -373,6 +385,9 @@ class DeliveryMetrics:
         self._reports = reports
         self._attempts: dict[str, Histogram] = {}
         self._in_trouble: set[str] = set()
+        self._suspended = suspended
+        self._events = events
+        self._shut: set[str] = set()
 
     def attempt(self, upstream: str, seconds: float) -> None:
         """One transaction took that long."""
@@ -394,6 +409,16 @@ class DeliveryMetrics:
         (self._in_trouble.add if paused else self._in_trouble.discard)(upstream)
         name = upstream_of(upstream)
         self._paused.labels(name).set(int(any(upstream_of(each) == name for each in self._in_trouble)))
+
+    def suspended(self, upstream: str, suspended: bool) -> None:
+        """An operator or the storm guard suspended it, or lets it go on; with accounts, one of them."""
+        (self._shut.add if suspended else self._shut.discard)(upstream)
+        name = upstream_of(upstream)
+        self._suspended.labels(name).set(int(any(upstream_of(each) == name for each in self._shut)))
+
+    def upstream_event(self, upstream: str, event: str) -> None:
+        """Something happened to an upstream."""
+        self._events.add(upstream_of(upstream), event)
 
     def report(self, kind: str) -> None:
         """A report to a sender was made."""

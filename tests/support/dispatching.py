@@ -120,6 +120,8 @@ class Watcher:
     def __init__(self) -> None:
         self.connections_now: Counter[str] = Counter()
         self.paused_now: dict[str, bool] = {}
+        self.suspended_now: dict[str, bool] = {}
+        self.upstream_events: list[tuple[str, str]] = []
 
     def attempt(self, upstream: str, seconds: float) -> None:
         pass
@@ -132,6 +134,12 @@ class Watcher:
 
     def paused(self, upstream: str, paused: bool) -> None:
         self.paused_now[upstream] = paused
+
+    def suspended(self, upstream: str, suspended: bool) -> None:
+        self.suspended_now[upstream] = suspended
+
+    def upstream_event(self, upstream: str, event: str) -> None:
+        self.upstream_events.append((upstream, event))
 
     def report(self, kind: str) -> None:
         pass
@@ -216,7 +224,7 @@ class World:
         run = self.directory / "run"
         run.mkdir(exist_ok=True)
         self.current = plan
-        self.standings = StandingBook(self.state, self.clock)
+        self.standings = StandingBook(self.state, self.watcher, self.clock)
         self.dispatcher = Dispatcher(
             cast("Store", self.tricky),
             self.memory,
