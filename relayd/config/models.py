@@ -326,6 +326,18 @@ class UpstreamTimeouts(Model):
     dot: Duration = Field(600.0, gt=0, description="For the reply after the final dot.")
 
 
+class Storm(Model):
+    """When refusals are taken for the upstream's fault: nothing bounces then, and the upstream is suspended."""
+
+    replies: Count = Field(
+        20,
+        ge=0,
+        description="So many different recipients refused for good (5yz) in the same words. Refusals that speak of the"
+        " recipient count only as long as nothing gets through between them. 0: never.",
+    )
+    within: Duration = Field(60.0, ge=1, le=86400, description="In so short a time.")
+
+
 class OAuth(Model):
     """Login with OAuth2 tokens (XOAUTH2, or OAUTHBEARER of RFC 7628) instead of a password."""
 
@@ -443,6 +455,11 @@ class SMTPUpstream(Model):
         " logs in. `verp`: each recipient gets an envelope sender of its own at `bounces.domain`, so that"
         " bounces come back to relayd and say whom they are about; one transaction for each recipient. A null"
         " sender stays null.",
+    )
+    storm: Storm = Field(
+        default_factory=Storm,
+        description="The guard against bounce storms, when a provider refuses everything, such as for a suspended"
+        " account. `relayd upstream resume` goes on.",
     )
     limits: UpstreamLimits = Field(default_factory=UpstreamLimits, description="What this upstream is asked at most.")
     timeouts: UpstreamTimeouts = Field(

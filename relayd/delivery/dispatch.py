@@ -25,6 +25,7 @@ from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.rerouting import Rerouting
 from relayd.delivery.slots import ConnectionSlots
 from relayd.delivery.standings import StandingBook, upstream_of
+from relayd.delivery.storm import StormGuard, StormRule
 from relayd.delivery.writing import Writer
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.store import Delivery, Store, Waiting
@@ -142,9 +143,18 @@ class Dispatcher:
     def _add(self, plan: UpstreamPlan) -> None:
         lane = Lane(plan.name, self._store, self._memory, self._clock, window=self._plan.window, ready=self._ready)
         line = self._lines[plan.name] = Line(lane, plan, self._observer, self._random, self.standings)
+        self._guard(line)
         closed = partial(self._observer.connections, plan.name, -1)
         line.crew = Crew(lane, self._share(plan), partial(self._attempts.carry, line), self._clock, closed)
         self._begin(line)
+
+    def _guard(self, line: Line) -> None:
+        """Each worker sees its part of a storm, and judges by its part of the rule."""
+        rule = line.plan.storm
+        if rule is None:
+            line.guard = None
+        else:
+            line.guard = StormGuard(StormRule(max(-(-rule.replies // self._slots), 1), rule.within))
 
     def _shared(self, lane: str) -> bool:
         return self._plan.table.shared(upstream_of(lane))
@@ -158,6 +168,8 @@ class Dispatcher:
     def _change(self, line: Line, plan: UpstreamPlan) -> None:
         """Take over another plan for an upstream."""
         old, line.plan = line.plan, plan
+        if plan.storm != old.storm:
+            self._guard(line)
         line.lane.resize(self._plan.window)
         if plan.connections != old.connections:
             line.crew.resize(self._share(plan))

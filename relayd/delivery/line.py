@@ -26,6 +26,8 @@ from relayd.delivery.routing import RouteTable
 from relayd.delivery.senders import RefusedSenders
 from relayd.delivery.settle import Policy
 from relayd.delivery.standings import StandingBook
+from relayd.delivery.storm import StormGuard, StormRule
+from relayd.spool.standings import SuspensionKind
 
 
 class Outward(Protocol):
@@ -55,6 +57,8 @@ class UpstreamPlan:
     sign: bool = True
     outward: Outward | None = None
     """None: everything goes out under the name it came with."""
+    storm: StormRule | None = None
+    """What is taken for a bounce storm, all workers together; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,10 @@ class Line:
     standings: StandingBook
     crew: Crew = field(init=False)
     senders: RefusedSenders = field(default_factory=RefusedSenders)
+    guard: StormGuard | None = None
+    """Against bounce storms."""
     unwritten: dict[MessageId, int] = field(default_factory=dict)
-    """Settlements that could not be written yet, by message."""
+    """Settlements that could not be written yet, or are not decided yet, by message."""
     ended: set[MessageId] = field(default_factory=set)
     """Of these messages the last attempt is settled; they are let go of when nothing is unwritten."""
 
@@ -102,8 +108,17 @@ class Line:
 
     def opened(self) -> None:
         """It may be used again, or be probed, by what another worker or an operator did."""
+        if self.guard is not None:
+            self.guard.clear()
         self.lane.look()
         self.crew.all_ready()
+
+    def stormed(self) -> bool:
+        """Has the storm guard, here or in another worker, suspended it?"""
+        if not self.lane.gate.shut:
+            return False
+        found = self.standings.suspension(self.lane.name)
+        return found is not None and found.kind is SuspensionKind.STORM
 
     def judge(self, sent: Sent, sender: str, now: Millis) -> Millis:
         """Open or close the upstream's gate; when to try again what its trouble kept back."""
@@ -156,17 +171,25 @@ class Line:
         else:
             self.lane.done(message)
 
-    def cannot_write(self, message: MessageId) -> None:
-        """Take nothing more: what was delivered but is not written must not be taken for undelivered."""
-        self.lane.blocked += 1
+    def park(self, message: MessageId) -> None:
+        """A refusal of one of its recipients is not believed yet."""
         self.unwritten[message] = self.unwritten.get(message, 0) + 1
 
-    def written_at_last(self, message: MessageId) -> None:
-        """One of the settlements that could not be written is on disk now, or never will be."""
-        self.lane.blocked -= 1
+    def unpark(self, message: MessageId) -> None:
+        """What was parked, or could not be written, is on disk now, or never will be."""
         self.unwritten[message] -= 1
         if not self.unwritten[message]:
             del self.unwritten[message]
             if message in self.ended:
                 self.ended.discard(message)
                 self.lane.done(message)
+
+    def cannot_write(self, message: MessageId) -> None:
+        """Take nothing more: what was delivered but is not written must not be taken for undelivered."""
+        self.lane.blocked += 1
+        self.park(message)
+
+    def written_at_last(self, message: MessageId) -> None:
+        """One of the settlements that could not be written is on disk now, or never will be."""
+        self.lane.blocked -= 1
+        self.unpark(message)

@@ -19,6 +19,7 @@ from relayd.delivery.oauth.keeper import Bearer, TokenKeeper
 from relayd.delivery.sandbox import SandboxConnector
 from relayd.delivery.settle import Policy
 from relayd.delivery.smtp import SMTPConnector
+from relayd.delivery.storm import StormRule
 from relayd.delivery.tls import ClientContexts
 
 
@@ -77,6 +78,12 @@ def _outward(book: AccountBook | None, upstream: Upstream, account: Account | No
     return Outward(book if upstream.rewrite_sender else None, address, upstream.return_path)
 
 
+def _storm(upstream: Upstream) -> StormRule | None:
+    if not isinstance(upstream, SMTPUpstream) or not upstream.storm.replies:
+        return None
+    return StormRule(upstream.storm.replies, round(upstream.storm.within * 1000))
+
+
 def build_plan(
     config: Config,
     clock: Callable[[], Millis],
@@ -105,6 +112,7 @@ def build_plan(
                 return_paths.address if return_paths is not None and upstream.return_path is ReturnPath.VERP else None
             ),
             outward=_outward(books.get(name), upstream, account),
+            storm=_storm(upstream),
         )
         for lane, (name, upstream, account) in logins_of(config).items()
     }

@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import structlog
 
 from relayd.core.ids import MessageId, format_id
+from relayd.core.lifecycle import Outcome, OutcomeKind
 from relayd.core.mail import Message
 from relayd.core.session import Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.line import Line
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.settle import Facts, Policy, settle_attempt
+from relayd.delivery.storm import StormGuard, Verdict, about_recipient, key_of, refusal
+from relayd.delivery.suspense import Suspense
 from relayd.spool.store import Attempt, Delivery, NoSuchMessageError, Settlement, Store, StoreError, Waiting
 
 WRITE_AGAIN = 0.5
@@ -67,10 +71,12 @@ class Writer:
         self.choose: Choose = stay
         """Where mail goes that its upstream's trouble keeps back; the dispatcher puts its own here."""
         self._unsettled: set[asyncio.Task[None]] = set()
+        self.suspense = Suspense(clock)
         self._log = structlog.get_logger("relayd.delivery")
 
     async def stop(self) -> None:
         """Give up what could not be written so far: it stands on disk as it was before the attempt."""
+        self.suspense.stop()
         for task in self._unsettled:
             task.cancel()
         await asyncio.gather(*self._unsettled, return_exceptions=True)
@@ -106,7 +112,56 @@ class Writer:
         )
         self._observer.attempt(line.plan.name, (now - started) / 1000)
         facts = Facts(delivery.message, part, sent.outcomes, attempt, line.plan.on_uncertain, sent.dsn, resume)
+        if line.guard is not None and line.guard.concerns(sent.outcomes):
+            return self._guarded(line, line.guard, facts, now, last=last)
         return self.write(line, settle_attempt(facts, self.policy, now, self._random.random()), last=last)
+
+    def _guarded(self, line: Line, guard: StormGuard, facts: Facts, now: Millis, *, last: bool) -> asyncio.Future[None]:
+        """Settle what is sure at once; refusals wait until it is sure that they are no storm."""
+        message, lane = facts.message, line.lane.name
+        proven = any(outcome.kind is OutcomeKind.DELIVERED for outcome in facts.outcomes)
+        if proven and guard.delivered():
+            self.suspense.look()
+        sure: list[tuple[Waiting, Outcome]] = []
+        suspects: list[tuple[Waiting, Outcome, str]] = []
+        for waiting, outcome in zip(facts.recipients, facts.outcomes, strict=True):
+            key, personal = "", about_recipient(outcome)
+            if refusal(outcome) and not (proven and personal) and not self.suspense.full:
+                key = key_of(outcome, (waiting.recipient.address, message.envelope.sender))
+            if not key or line.standings.pardoned(lane, key):
+                sure.append((waiting, outcome))
+                continue
+            suspects.append((waiting, outcome, key))
+            verdict = guard.refused(key, waiting.recipient.address, now, personal=personal)
+            if verdict is Verdict.STORM and not line.stormed():
+                line.standings.storm(lane, str(outcome.reply), key, guard.count(key))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if sure:
+            some = replace(facts, recipients=tuple(w for w, _ in sure), outcomes=tuple(o for _, o in sure))
+            settlement = settle_attempt(some, self.policy, now, self._random.random())
+            written = self.write(line, settlement, last=last and not suspects)
+        else:
+            written.set_result(None)
+        for place, (waiting, outcome, key) in enumerate(suspects):
+            one = replace(facts, recipients=(waiting,), outcomes=(outcome,))
+            line.park(message.id)
+            recorded = bool(sure) or place > 0
+            self.suspense.hold(line, key, partial(self._settle_suspect, line, one, recorded))
+        if suspects and last:
+            line.end(message.id)
+        if line.stormed():
+            self.suspense.look()
+        return written
+
+    def _settle_suspect(self, line: Line, facts: Facts, recorded: bool, storm: bool) -> None:
+        """A refusal is decided. In a storm it is the upstream's trouble, and counts for nothing."""
+        now = self._clock()
+        if storm:
+            outcomes = tuple(replace(outcome, kind=OutcomeKind.TROUBLE) for outcome in facts.outcomes)
+            facts = replace(facts, outcomes=outcomes, resume=now)
+        settlement = settle_attempt(facts, self.policy, now, self._random.random())
+        written = self.write(line, replace(settlement, attempt=None) if recorded else settlement, last=False)
+        written.add_done_callback(lambda _: line.unpark(facts.message.id))
 
     def write(self, line: Line, settlement: Settlement, *, last: bool) -> asyncio.Future[None]:
         """Write a settlement; with `last` the message is let go of once all of it is on disk."""
