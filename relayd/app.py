@@ -9,7 +9,8 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from relayd.delivery.notices import Reporter
 from relayd.delivery.plan import build_plan
 from relayd.delivery.standings import POLL as _STANDINGS
 from relayd.delivery.standings import StandingBook
-from relayd.delivery.steering import Steering
+from relayd.delivery.steering import Steered, Steering, lanes_meant
 from relayd.domains.book import DomainBook
 from relayd.domains.duty import DomainDuty
 from relayd.events.maillog import MailLog
@@ -420,6 +421,7 @@ class App:
     def _verbs(self) -> dict[str, Handler]:
         acts = {act.value: act for act in Act if act is not Act.EXPIRE}
         verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
+        verbs["queue.move"] = self._move
         verbs["upstream.try"] = self._try_upstream
         verbs["domains.refresh"] = _for_workers(self._refresh_domains)
         verbs["upstream.look"] = self._look_at_upstreams
@@ -437,6 +439,21 @@ class App:
             return {"recipients": done.recipients, "messages": done.messages, "busy": done.busy}
 
         return handle
+
+    async def _move(self, args: dict[str, Any]) -> Any:
+        """Waiting mail to another upstream, by hand."""
+        try:
+            filters = lanes_meant(QueueFilter.from_dict(args.get("filter") or {}), self._plan.upstreams)
+        except ValueError as error:
+            raise ControlError(str(error)) from None
+        to, table = str(args.get("to", "")), self._plan.table
+        if not any(_within(lane, to) for lane in self._plan.upstreams) or to == INBOUND:
+            raise ControlError(f"there is no upstream {to}")
+        by, reason = str(args.get("by", "")), str(args.get("reason", ""))
+        done = Steered()
+        for wanted in filters:
+            done.add(await self._steering.move(wanted, partial(table.lane_of, to), by=by, reason=reason))
+        return asdict(done)
 
     async def _send_mail(self, args: dict[str, Any]) -> Any:
         """A mail of our own for an operator: null sender, no access checks."""

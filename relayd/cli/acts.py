@@ -146,7 +146,7 @@ def run(name: str, wanted: QueueFilter, path: Path, reason: str, *, dry_run: boo
         if as_json:
             print_json({"dry_run": True, "recipients": recipients, "messages": messages})
         else:
-            say(f"{_of(recipients, messages)} would be {words.done}.")
+            say(f"{counted(recipients, messages)} would be {words.done}.")
         return
     if words.question and not yes:
         if wanted.older_than is None:
@@ -154,29 +154,36 @@ def run(name: str, wanted: QueueFilter, path: Path, reason: str, *, dry_run: boo
             wanted = replace(wanted, older_than=time.time_ns() // 1_000_000)
         messages, recipients = _count(data_dir, wanted, name)
         if recipients:
-            typer.echo(f"{_of(recipients, messages)} will be {words.done}.", err=True)
+            typer.echo(f"{counted(recipients, messages)} will be {words.done}.", err=True)
             confirm(words.question, yes=False)
     act = _by_daemon if running(data_dir) else _without_daemon
     result = act(name, wanted, path, data_dir, reason)
     if as_json:
         print_json(result)
     else:
-        _tell_done(result, words)
+        tell_done(result, words)
     if result["errors"]:
         raise typer.Exit(FAILED)
 
 
-def _tell_done(result: dict[str, Any], words: Words) -> None:
+def tell_done(result: dict[str, Any], words: Words) -> None:
     if result["recipients"]:
-        say(f"{_of(result['recipients'], len(result['messages']))} {words.done}.")
+        say(f"{counted(result['recipients'], len(result['messages']))} {words.done}.")
     if result["busy"]:
         count = result["busy"]
         say(f"{count} message{'s' * (count != 1)} left alone: being sent at this moment.")
-    elif not result["recipients"] and not result["errors"]:
+    if refused := result.get("refused", 0):
+        say(f"{counted_recipients(refused)} left alone: their senders may not use that upstream.")
+    elif not result["busy"] and not result["recipients"] and not result["errors"]:
         say("Nothing fits: nothing was done.")
 
 
-def _of(recipients: int, messages: int) -> str:
+def counted_recipients(count: int) -> str:
+    """The number with its word."""
+    return f"{count} recipient{'s' * (count != 1)}"
+
+
+def counted(recipients: int, messages: int) -> str:
     return f"{recipients} recipient{'s' * (recipients != 1)} of {messages} message{'s' * (messages != 1)}"
 
 
@@ -205,19 +212,22 @@ def _changed_by(deed: Act) -> Callable[[Waiting], bool]:
 
 
 def _by_daemon(name: str, wanted: QueueFilter, path: Path, data_dir: Path, reason: str) -> dict[str, Any]:
+    return ask_all(data_dir, f"queue.{name}", {"filter": wanted.to_dict(), "reason": reason, "by": who()})
+
+
+def ask_all(data_dir: Path, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+    """What all workers did together, and what was in the way of some."""
     from relayd.control import ask
 
-    answers = ask(data_dir, f"queue.{name}", {"filter": wanted.to_dict(), "reason": reason, "by": who()})
-    result: dict[str, Any] = {"recipients": 0, "messages": [], "busy": 0, "errors": []}
-    for answer in answers:
+    result: dict[str, Any] = {"recipients": 0, "messages": [], "busy": 0, "refused": 0, "errors": []}
+    for answer in ask(data_dir, verb, args):
         if answer.gone:
             result["errors"].append(f"worker {answer.slot} does not run now: its mail was left as it is")
         elif answer.error is not None:
             result["errors"].append(f"worker {answer.slot}: {answer.error}")
         else:
-            result["recipients"] += answer.result["recipients"]
-            result["messages"] += answer.result["messages"]
-            result["busy"] += answer.result["busy"]
+            for key in ("recipients", "messages", "busy", "refused"):
+                result[key] += answer.result.get(key, 0)
     for error in result["errors"]:
         warn(error)
     return result
@@ -228,4 +238,6 @@ def _without_daemon(name: str, wanted: QueueFilter, path: Path, data_dir: Path, 
     from relayd.core.lifecycle import Act
 
     warn("the daemon does not run: acting on its spool directly")
-    return steer(path, data_dir, Act(name), wanted, by=who(), reason=reason) | {"errors": []}
+    by = who()
+    done = steer(path, data_dir, lambda steering: steering.act(Act(name), wanted, by=by, reason=reason))
+    return done | {"errors": []}

@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,17 @@ import structlog
 from relayd.cli.common import CommandError
 from relayd.cli.place import without_secrets
 from relayd.config.models import Config
-from relayd.core.lifecycle import Act
 from relayd.core.units import Millis
 from relayd.delivery.plan import policy_of
-from relayd.delivery.steering import IdleQueue, Steering
-from relayd.spool.filter import QueueFilter
+from relayd.delivery.steering import IdleQueue, Steered, Steering
 from relayd.spool.lock import AlreadyRunningError, DataLock
 from relayd.spool.sqlite import SqliteStore
 
+Work = Callable[[Steering], Awaitable[Steered]]
 
-def steer(path: Path, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str) -> dict[str, Any]:
-    """Do the act to what the filter selects. Raises CommandError, StoreError, OSError."""
+
+def steer(path: Path, data_dir: Path, work: Work) -> dict[str, Any]:
+    """Do an act to what waits. Raises CommandError, StoreError, OSError."""
     if not (data_dir / "spool").is_dir():
         raise CommandError(f"there is no spool in {data_dir}")
     config = without_secrets(path)
@@ -41,7 +43,7 @@ def steer(path: Path, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        return asyncio.run(_steer(config, data_dir, deed, wanted, by=by, reason=reason))
+        return asyncio.run(_steer(config, data_dir, work))
     finally:
         structlog.configure(**logging_as_it_was)
         lock.release()
@@ -56,18 +58,16 @@ def become_owner(data_dir: Path) -> None:
         os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
 
 
-async def _steer(
-    config: Config, data_dir: Path, deed: Act, wanted: QueueFilter, *, by: str, reason: str
-) -> dict[str, Any]:
+async def _steer(config: Config, data_dir: Path, work: Work) -> dict[str, Any]:
     # one slot out of one: the mail of all workers is ours
     store = SqliteStore(data_dir / "spool", 0, 1, config.spool, _now)
     await store.open()
     try:
         steering = Steering(store, IdleQueue(), policy_of(config), _now, _owed)
-        done = await steering.act(deed, wanted, by=by, reason=reason)
+        done = await work(steering)
     finally:
         await store.close()
-    return {"recipients": done.recipients, "messages": done.messages, "busy": done.busy}
+    return asdict(done)
 
 
 def _now() -> Millis:

@@ -1,6 +1,6 @@
 """relayd queue list, show, stats: what waits, read from the spool whether a daemon runs or not.
 
-Changing it is acts.py's.
+Changing it is acts.py's and moves.py's.
 """
 
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli import acts
+from relayd.cli import acts, moves
 from relayd.cli.common import ConfigOption, JSONOption, config_path
 from relayd.cli.filters import (
     AnyStateOption,
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from relayd.spool.store import Waiting
 
 app = typer.Typer(
-    help="See what waits, and hold, release, retry, fail or delete it.", no_args_is_help=True, rich_markup_mode=None
+    help="See what waits, and hold, release, retry, move, fail or delete it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _COLUMNS = ("id", "state", "age", "next try", "upstream", "from", "to")
@@ -256,4 +258,5 @@ def stats(context: typer.Context, config: ConfigOption = None, as_json: JSONOpti
         warn(f"set aside as damaged: {path}")
 
 
+app.command("move")(moves.move)
 acts.register(app)

@@ -1,4 +1,4 @@
-"""What operators do to the queue: hold, release, retry, fail, delete; and what time does: expire, tell of delay.
+"""What operators do to the queue: hold, release, retry, fail, delete, move; and what time does: expire, tell of delay.
 
 Each act goes message by message through the lifecycle table; a message that is being sent is left alone and counted.
 """
@@ -12,8 +12,9 @@ from typing import Protocol
 
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import ATTEMPTABLE, Act
+from relayd.core.mail import Message
 from relayd.core.units import Millis
-from relayd.delivery.settle import Policy, delay, expire, steer
+from relayd.delivery.settle import Policy, delay, expire, move, steer
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Delivery, Settlement, Store
 
@@ -56,6 +57,23 @@ class Steered:
     messages: list[str] = field(default_factory=list)
     busy: int = 0
     """Messages left alone because they were being sent."""
+    refused: int = 0
+    """Recipients left alone because their sender may not use the upstream that they were to go to."""
+
+    def add(self, other: Steered) -> None:
+        """Count what another act changed, too."""
+        self.recipients += other.recipients
+        self.messages += other.messages
+        self.busy += other.busy
+        self.refused += other.refused
+
+
+def lanes_meant(wanted: QueueFilter, lanes: Iterable[str]) -> list[QueueFilter]:
+    """The filter once for each lane of the upstream that it names: accounts have lanes of their own."""
+    if not wanted.upstream:
+        return [wanted]
+    accounts = [lane for lane in lanes if lane.startswith(f"{wanted.upstream}/")]
+    return [replace(wanted, upstream=lane) for lane in (wanted.upstream, *accounts)]
 
 
 class Steering:
@@ -72,15 +90,41 @@ class Steering:
 
     async def act(self, deed: Act, wanted: QueueFilter, *, by: str, reason: str = "") -> Steered:
         """Do `deed` to every waiting recipient that the filter selects."""
-        done = Steered()
-        after: MessageId = 0
 
         def steered(delivery: Delivery, now: Millis) -> Settlement:
             return steer(delivery.message, delivery.recipients, deed, self.policy, now, by=by, reason=reason)
 
+        return await self._do(wanted, steered)
+
+    async def move(
+        self, wanted: QueueFilter, lane_of: Callable[[Message], str | None], *, by: str, reason: str = ""
+    ) -> Steered:
+        """Move every waiting recipient that the filter selects to another lane, where it stays whatever routes say.
+
+        `lane_of` says which lane, None where the sender may not use the upstream.
+        """
+        refused = 0
+
+        def moved(delivery: Delivery, now: Millis) -> Settlement:
+            nonlocal refused
+            message = delivery.message
+            lane = None if message.origin.inbound else lane_of(message)
+            if lane is None:
+                refused += len(delivery.recipients)
+                return Settlement(message.id, ())
+            moving = [(waiting, lane) for waiting in delivery.recipients if waiting.lane != lane]
+            return move(message, moving, now, reason, by)
+
+        done = await self._do(wanted, moved)
+        done.refused = refused
+        return done
+
+    async def _do(self, wanted: QueueFilter, change: Callable[[Delivery, Millis], Settlement]) -> Steered:
+        done = Steered()
+        after: MessageId = 0
         while found := await self._store.select(wanted, _BATCH, after):
             after = max(delivery.message.id for delivery in found)
-            written, busy = await self._change(found, wanted, steered)
+            written, busy = await self._change(found, wanted, change)
             done.busy += busy
             for settlement in written:
                 done.recipients += len(settlement.changes)
@@ -141,6 +185,7 @@ class Steering:
             for delivery in await self._standing(claimed, wanted):
                 lanes.update(waiting.lane for waiting in delivery.recipients)
                 settlement = change(delivery, self._clock())
+                lanes.update(each.after.lane for each in settlement.changes)
                 if settlement.changes:
                     settlements.append(settlement)
                     writing.append(self._store.settle(settlement))

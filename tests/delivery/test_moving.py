@@ -11,7 +11,9 @@ import pytest
 from relayd.core.event import EventKind
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import State
+from relayd.core.mail import Message
 from relayd.delivery import moving, rerouting, writing
+from relayd.spool.filter import QueueFilter
 from tests.support.dispatching import LATER, NO_LINE, SILENCE, World, until
 
 
@@ -117,3 +119,55 @@ async def test_weights_are_kept_and_one_stands_in_for_the_other(world: World) ->
         line.crew.renew()
     await world.settled(*[await world.accept(f"s{n}@example.org") for n in range(40)])
     assert sum(len(upstream.accepted) for upstream in world.upstreams.values()) == 160
+
+
+async def test_what_is_moved_by_hand_stays_there_whatever_routes_and_pauses_say(world: World) -> None:
+    await world.open(world.plan({"*": ["one", "two"]}, "three"))
+    world.upstream("one").refuses = NO_LINE
+    world.upstream("two").refuses = NO_LINE
+    world.upstream("three").refuses = NO_LINE
+    mails = [await world.accept(f"r{n}@example.org", sender=f"s{n % 2}@example.com") for n in range(10)]
+    await until(lambda: world.watcher.paused_now.get("one", False) and world.watcher.paused_now.get("two", False))
+    await until(lambda: world.dispatcher.in_hand() == 0)
+    wanted = QueueFilter(sender="s1@example.com")
+
+    def lane_of(message: Message) -> str | None:
+        return None if message.id == mails[1] else "three"
+
+    done = await world.steering.move(wanted, lane_of, by="ann", reason="one and two are down")
+    assert (done.recipients, done.refused) == (4, 1)
+    again = await world.steering.move(wanted, lane_of, by="ann")
+    assert again.recipients == 0
+    await until(lambda: world.watcher.paused_now.get("three", False))
+    [waiting] = (await world.store.history(mails[3])).recipients
+    assert waiting.lane == "three"
+    moved = [e for e in (await world.store.history(mails[3])).events if e.kind is EventKind.MOVED][-1]
+    assert (moved.detail["by"], moved.detail["reason"]) == ("ann", "one and two are down")
+    # neither other routes nor a restart take it away, as long as that upstream is there
+    await world.reload(world.plan({"*": ["two"]}, "one", "three"))
+    await asyncio.sleep(0.1)
+    await world.close()
+    for upstream in world.upstreams.values():
+        upstream.refuses = None
+    world.clock.advance(600)
+    await world.open(world.plan({"*": ["two"]}, "one", "three"))
+    await world.settled(*mails)
+    assert {mail.envelope.sender for mail in world.upstreams["three"].transactions} == {"s1@example.com"}
+    assert len(world.upstreams["three"].transactions) == 4
+
+
+async def test_what_was_put_by_hand_into_an_upstream_that_goes_takes_its_route(world: World) -> None:
+    await world.open(world.plan("one", "three"))
+    world.upstream("one").refuses = NO_LINE
+    world.upstream("three").refuses = NO_LINE
+    mail = await world.accept("r@example.org")
+    await until(lambda: world.watcher.paused_now.get("one", False))
+    await until(lambda: world.dispatcher.in_hand() == 0)
+    await world.steering.move(QueueFilter(), lambda message: "three", by="ann")
+    await until(lambda: world.watcher.paused_now.get("three", False))
+    world.upstream("one").refuses = None
+    world.dispatcher.try_now("one")
+    world.clock.advance(30)
+    await world.reload(world.plan("one"))
+    await world.settled(mail)
+    assert len(world.upstreams["one"].accepted) == 1
