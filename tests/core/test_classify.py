@@ -20,6 +20,13 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "login-code": ("auth", "535 5.7.8 Error: authentication failed"),
     "login-status": ("mail", "550 5.7.8 Bad credentials"),
     "login-stage": ("auth", "504 no such mechanism"),
+    "login-later": ("mail", "454 4.7.0 Temporary authentication failure"),
+    "complained-before": ("bounce untold", "607 Not delivering to a user who marked your messages as spam"),
+    "suppressed-before": ("bounce untold", "Not sent: the address is on the suppression list of the account"),
+    "unsubscribed-before": ("bounce untold", "Not delivering: the recipient has unsubscribed"),
+    "our-address-listed": ("rcpt", "550 5.7.1 Your IP address is blocked here"),
+    "words-of-apple": ("rcpt", "550 5.1.1 unknown or illegal alias: a@icloud.example"),
+    "protocol-violated": ("mail", "451 4.5.0 SMTP protocol violation, see RFC 2821"),
     "virus": ("dot", "554 5.7.1 Message contains a virus (Eicar-Test-Signature)"),
     "greylist": ("rcpt", "450 4.2.0 <a@b.example>: Recipient address rejected: Greylisted, see http://x.example/"),
     "connections": ("connect", "421 4.7.0 Too many concurrent SMTP connections; please try again later."),
@@ -60,7 +67,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "system-full": ("mail", "452 4.3.1 Insufficient system storage"),
     "system-full-status": ("mail", "431 4.3.1 Sorry"),
     "mailer": ("dot", "554 5.3.0 unknown mailer error 1"),
-    "mailer-status": ("dot", "554 5.3.0 No"),
+    "mailer-status": ("dot", "554 5.2.4 No"),
     "hold": ("dot", "451 The message is on hold"),
     "content": ("dot", "554 5.6.0 This attachment type is refused"),
     "content-status": ("dot", "554 5.6.0 No"),
@@ -184,6 +191,23 @@ def test_row(row: Row) -> None:
 
 
 WORDS_OF_PROVIDERS = [
+    ("421 4.7.0 IP not in whitelist for RCPT domain, closing connection.", "reputation-blocked"),
+    ("450 4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary error.", "rate-limited"),
+    ("550 5.7.1 Invalid credentials for relay [192.0.2.3]. The address is not registered", "relaying-denied"),
+    ("553 5.1.3 The recipient address <a.b> is not a valid RFC-5321 address.", "address-syntax"),
+    ("432 4.3.2 STOREDRV.Deliver; recipient thread limit exceeded", "rate-limited"),
+    ("451 4.7.500 Server busy. Please try again later from [192.0.2.1]. (S77719)", "rate-limited"),
+    ("550 5.1.90 The message was not sent: you have reached your daily limit for recipients", "rate-limited"),
+    ("550 5.7.133 RESOLVER.RST.SenderNotAuthenticatedForGroup; authentication required", "policy"),
+    ("550 Mail is rejected by recipients", "filtered"),
+    ("550 Sender frequency limited", "rate-limited"),
+    ("550 Connection frequency limited", "too-many-connections"),
+    ("554 IP is rejected, smtp auth error limit exceed", "reputation-blocked"),
+    ("550 Rejected by header based manually blocked senders - block policy", "sender-rejected"),
+    ("451 4.3.0 <a@example.org>: Temporary lookup failure", "system-error"),
+    ("550 5.1.8 Sender address domain does not exist", "sender-rejected"),
+    ("554 IP address 192.0.2.1 is on our blacklist", "reputation-blocked"),
+    ("550 5.1.3 Invalid character(s) in address", "address-syntax"),
     ("550 5.1.1 The email account that you tried to reach does not exist. Please try double-checking", "user-unknown"),
     ("550 5.2.1 The email account that you tried to reach is inactive.", "mailbox-disabled"),
     ("552 5.2.2 The email account that you tried to reach is over quota. Please direct the recipient", "mailbox-full"),
@@ -276,6 +300,28 @@ def test_every_phrase_is_a_pattern_and_shares_a_word_with_what_it_fits() -> None
 def test_words_of_providers(text: str, expected: str) -> None:
     reply = _reply(text)
     assert classify(reply.code, reply.enhanced, reply.text, Stage.RCPT) == expected
+
+
+OUR_OWN_WORDS = [
+    ("auth", "454 4.7.0 the upstream offers no AUTH, and this upstream has a login", "login-refused"),
+    ("auth", "454 4.7.0 no login without TLS", "tls-failed"),
+    ("tls", "454 4.7.0 the upstream does not offer STARTTLS, and this upstream requires it", "tls-failed"),
+    ("tls", "454 4.7.5 The certificate of the upstream is not to be trusted: certificate has expired", "tls-failed"),
+    ("connect", "451 4.4.3 The name of the upstream cannot be resolved", "network-error"),
+    ("connect", "451 4.4.1 No connection to the upstream: Connection refused", "network-error"),
+    ("rcpt", "451 4.5.0 The upstream broke the protocol: a reply without a code", "protocol-error"),
+    ("local", "552 5.3.4 The message is larger than the next mail server takes", "message-too-big"),
+    ("local", "554 5.6.3 The message has 8-bit content, which the next mail server does not take", "content-rejected"),
+    ("local", "550 5.6.7 The address has non-ASCII characters, which the next mail server lacks", "address-syntax"),
+    ("local", "550 5.1.7 The sender address cannot be written in SMTP", "sender-rejected"),
+    ("local", "550 5.1.3 The recipient address cannot be written in SMTP", "address-syntax"),
+]
+
+
+@pytest.mark.parametrize(("stage", "text", "expected"), OUR_OWN_WORDS)
+def test_our_own_words(stage: str, text: str, expected: str) -> None:
+    reply = _reply(text)
+    assert classify(reply.code, reply.enhanced, reply.text, Stage(stage)) == expected
 
 
 OPENING = (Stage.CONNECT, Stage.TLS, Stage.EHLO, Stage.AUTH)
