@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from relayd.core.ids import MessageId
+from relayd.core.quick import quick
 from relayd.core.units import Millis
 
 
@@ -41,6 +42,7 @@ class EventKind(StrEnum):
     """A system behind the upstream reported success."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Event:
     """One fact about one recipient (`n`: its place among the message's recipients, from 0).

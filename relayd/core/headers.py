@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from relayd.core.author import author_domain
 from relayd.core.mail import Origin
+from relayd.core.quick import quick
 from relayd.core.units import Millis
 from relayd.core.words import decode
 
@@ -37,6 +38,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _HOST_LIMIT = 255
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class HeaderBlock:
     """Where the fields of a message are, in octets from its start."""
@@ -49,6 +51,7 @@ class HeaderBlock:
     """Behind the empty line; equal to `end` where there is none."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class HeaderFacts:
     """What relayd wants to know of a header."""

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from relayd.core.event import EventKind
 from relayd.core.feedback import FeedbackKind
+from relayd.core.quick import quick
 from relayd.core.reply import Reply
 
 
@@ -71,6 +72,7 @@ class Stage(StrEnum):
     """Decided here before anything was sent: size, 8BITMIME, SMTPUTF8, expiry, an operator."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The fact that delivery reports about one recipient of one attempt."""

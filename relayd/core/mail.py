@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from relayd.core.ids import MessageId
+from relayd.core.quick import quick
 from relayd.core.units import Millis
 
 INBOUND = "@inbound"
@@ -38,6 +39,7 @@ class Notify(StrEnum):
     DELAY = "DELAY"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Recipient:
     """One RCPT: the address (without angle brackets), and its RFC 3461 parameters as they came."""
@@ -47,6 +49,7 @@ class Recipient:
     orcpt: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """MAIL and its parameters. `sender` is "" for the null reverse-path."""
@@ -58,6 +61,7 @@ class Envelope:
     envid: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a message came from: what admission knew and the Received header tells."""
@@ -77,6 +81,7 @@ class Origin:
     """It came back to us (lane `INBOUND`): it is never signed, routed or reported about."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message as the spool keeps it; its content (octets) travels and is stored beside it."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from relayd.core.quick import quick
+
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A reply as we give or get it. `text` has no control characters; its lines are split by \\n."""

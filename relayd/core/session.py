@@ -11,8 +11,10 @@ from typing import Protocol
 
 from relayd.core.lifecycle import Outcome, Stage
 from relayd.core.mail import Envelope, Recipient
+from relayd.core.quick import quick
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """One transaction to make: final, signed content and the recipients that share it."""
@@ -24,6 +26,7 @@ class Outgoing:
     content: bytes
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Sent:
     """What became of it, one outcome for each recipient, in their order."""

@@ -14,6 +14,7 @@ from relayd.core.event import Event, EventKind
 from relayd.core.ids import format_id
 from relayd.core.lifecycle import SUPPRESS, Act, OnUncertain, Outcome, OutcomeKind, State, act, step
 from relayd.core.mail import Message
+from relayd.core.quick import quick
 from relayd.core.retry import Schedule, next_due
 from relayd.core.units import Millis, format_duration
 from relayd.spool.store import Attempt, Change, Delivery, Notice, Settlement, Waiting
@@ -35,6 +36,7 @@ class Policy:
     """Reports go to the envelope sender."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Facts:
     """One attempt, as the dispatcher saw it."""

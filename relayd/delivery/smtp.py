@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from relayd.config.models import SMTPUpstream
 from relayd.core.classify import outcome_of
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
+from relayd.core.quick import quick
 from relayd.core.reply import Reply, parse_reply
 from relayd.core.session import ConnectFailedError, Outgoing, Sent
 from relayd.delivery.client import OPEN_ERRORS, Client, token_answer
@@ -35,6 +36,7 @@ ENVELOPE_TIMEOUTS = 4
 """How many command time-outs the whole pipelined envelope may take, however slowly replies drip in."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What an upstream showed while a session was opened, for `relayd upstream test`."""

@@ -15,12 +15,14 @@ from relayd.core.headers import HeaderFacts
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import State
 from relayd.core.mail import Envelope, Message, Origin, Recipient
+from relayd.core.quick import quick
 from relayd.core.units import Millis
 from relayd.intake.cidr import Peer
 from relayd.intake.session import ClientSession
 from relayd.spool.store import Delivery, Waiting
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is written to the spool."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from relayd.core.quick import quick
+
 END = b"\r\n.\r\n"
 """What ends DATA (RFC 5321 4.1.1.4), and nothing else does: LF.LF and its kin are how mail is smuggled
 (CVE-2023-51764, -51765, -51766)."""
@@ -27,6 +29,7 @@ class Fault(Enum):
     LINE = auto()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What content must keep to."""

@@ -16,6 +16,7 @@ from relayd.core.event import Event, EventKind
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import Stage, State
 from relayd.core.mail import Message, Recipient
+from relayd.core.quick import quick
 from relayd.core.units import Millis
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Notice(StrEnum):
     SUCCESS = "success"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """One recipient as the queue knows it."""
@@ -61,6 +63,7 @@ class Waiting:
     """A report owed to the sender, not sent yet. Settling with None leaves a debt as it is: `noticed` strikes it."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message with those of its recipients that are to be sent together. `content` is None when on disk only."""
@@ -78,6 +81,7 @@ class Due:
     next_due: Millis | None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One transaction with an upstream, as history shows it."""
@@ -96,6 +100,7 @@ class Attempt:
     recipients: tuple[int, ...]
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Change:
     """The next standing of one recipient, with the event that says why. The event is written with it or not at all."""
@@ -104,6 +109,7 @@ class Change:
     event: Event
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What one attempt (or one act of an operator) changed in one message: one transaction."""
