@@ -52,9 +52,9 @@ from relayd.intake.intake import Intake
 from relayd.intake.networks import NetworkBook
 from relayd.intake.rates import RateBook
 from relayd.intake.unjudged import Unjudged
-from relayd.listener.certificate import server_context
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
+from relayd.listener.tls import server_context
 from relayd.sockets import Sockets
 from relayd.spool.domains import DomainStore
 from relayd.spool.filter import QueueFilter

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from relayd.config.models import Config
-from relayd.core.bounce.explain import examine
+from relayd.core.bounce.verdict import Findings
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.inbound.archive import Archive, Remote, Spool, Verb, Write
@@ -17,6 +17,13 @@ from relayd.inbound.mailboxes import Keep, Mailboxes, State
 from relayd.inbound.match import Matcher
 from relayd.inbound.observer import InboundObserver
 from relayd.inbound.session import InboundConnector
+
+
+def _examine(content: bytes) -> Findings:
+    """What a mail that came back says. Raises nothing."""
+    from relayd.core.bounce.explain import examine  # noqa: PLC0415 - its tables are 2 MiB, loaded when mail comes back
+
+    return examine(content)
 
 
 class InboundDesk:
@@ -42,7 +49,7 @@ class InboundDesk:
         self._archive = Archive(slot, slots, store, write, remote)
         self._filing = Filing(config.data_dir / "inbound.db", clock)
         self._mailboxes = Mailboxes(state, keep, observer, clock)
-        self.connector = InboundConnector(examine, self._matcher(paths), self._archive, self._filing, observer)
+        self.connector = InboundConnector(_examine, self._matcher(paths), self._archive, self._filing, observer)
         """What the lane "@inbound" delivers to."""
 
     def _matcher(self, paths: ReturnPaths | None) -> Matcher:

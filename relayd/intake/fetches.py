@@ -13,7 +13,6 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 import structlog
 
@@ -27,7 +26,8 @@ MAX_ANSWER = 1024**2
 MAX_ENTRIES = 10_000
 BROADEST = {4: 8, 6: 16}
 """Shortest prefix that is believed: an answer that lists half the Internet would make an open relay of us."""
-TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
+TIMEOUT, CONNECT_TIMEOUT = 30, 10
+"""Seconds."""
 LOOK = 10.0
 """Seconds between looks at state.db, for what another worker fetched and what has been gone long enough."""
 _LEASE: Millis = 60_000
@@ -83,11 +83,14 @@ def _loopback(host: str) -> bool:
 
 async def fetch(url: str) -> bytes:
     """GET, at most MAX_ANSWER octets. Raises FetchError. Redirects are not followed: they could lead off https."""
+    import aiohttp  # noqa: PLC0415 - 5 MiB in every worker, and few have networks to fetch
+
     check_url(url)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT, connect=CONNECT_TIMEOUT)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     try:
         async with (
-            aiohttp.ClientSession(timeout=TIMEOUT, headers=headers) as session,
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
             session.get(url, allow_redirects=False) as response,
         ):
             if response.status != 200:

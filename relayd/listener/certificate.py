@@ -1,4 +1,4 @@
-"""The certificate that our listeners show: made self-signed where absent, loaded into a server context.
+"""The certificate that our listeners show where nobody gave them one: self-signed, made at the first start.
 
 Apps that verify need a real certificate at the configured paths; a self-signed one still keeps passwords off the wire.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -17,13 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from relayd.config.models import TLSFiles, draft_of
+from relayd.listener.tls import certificate_paths
 
 _YEARS = datetime.timedelta(days=3650)
-
-
-def certificate_paths(files: TLSFiles, data_dir: Path) -> tuple[Path, Path]:
-    """Certificate and key; relative ones are below `data_dir`."""
-    return data_dir / files.certificate, data_dir / files.key
 
 
 def ensure_certificate(files: TLSFiles, data_dir: Path, hostname: str, now: datetime.datetime) -> bool:
@@ -80,14 +75,3 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def server_context(files: TLSFiles, data_dir: Path) -> ssl.SSLContext:
-    """A context for our listeners: TLS 1.2 or newer. Raises OSError and ssl.SSLError for unusable files."""
-    certificate, key = certificate_paths(files, data_dir)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # no renegotiation, no compression: nothing for which a client could make us work without working itself
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.load_cert_chain(certificate, key)
-    return context

@@ -135,7 +135,7 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
             # segment.py checkpoints beside the commits; this is for when it cannot keep up
             f"wal_autocheckpoint = {8 * CHECKPOINT_PAGES}",
             f"journal_size_limit = {4 * CHECKPOINT_PAGES * PAGE}",
-            "cache_size = -8192",
+            "cache_size = -2048",
             "secure_delete = FAST",  # Debian builds with ON, which reads every freed page just to blank it
             "temp_store = MEMORY",
         ):

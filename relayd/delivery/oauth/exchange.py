@@ -6,10 +6,12 @@ What is asked and what answers mean is grants.py's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from relayd.delivery.oauth.grants import TokenError
+
+if TYPE_CHECKING:
+    import aiohttp
 
 TIMEOUT = 30.0
 _LARGEST = 256 * 1024
@@ -23,6 +25,8 @@ class Exchange:
 
     async def post(self, title: str, url: str, form: Mapping[str, str]) -> tuple[int, bytes]:
         """Status and body. Raises TokenError: not to be reached. Its text names no address with secrets in it."""
+        import aiohttp  # noqa: PLC0415 - 5 MiB in every worker, and few have upstreams with tokens
+
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT), headers={"Accept": "application/json"}
