@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
+
+NUMBER = b"X-Bench-Number: "
+"""Header of a numbered mail, at its very top."""
 
 
 def final_lines(buffer: bytearray) -> list[bytes]:
@@ -18,9 +22,14 @@ def final_lines(buffer: bytearray) -> list[bytes]:
     return replies
 
 
-def sink_count(port: int) -> int:
+def _connect(port: int, *, tls: bool) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=10)
+    return ssl._create_unverified_context().wrap_socket(client) if tls else client
+
+
+def sink_count(port: int, *, tls: bool = False) -> int:
     """How many mails the sink (our own) has taken: its answer to VRFY."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with _connect(port, tls=tls) as client:
         client.sendall(b"VRFY count\r\n")
         buffer = bytearray()
         replies: list[bytes] = []

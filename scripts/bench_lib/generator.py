@@ -1,6 +1,7 @@
 """A load generator: C connections, one mail after the other on each, no pipelining, as smtp-source does it.
 
-Prints one JSON line: seconds, accepted, refused, and the waits from the final dot to 250.
+Prints one JSON line: seconds, accepted, refused, and the waits from the final dot to 250. With --times every mail has a
+number, and the file tells when each was promised.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import sys
 import time
+from pathlib import Path
 
 import uvloop
 
-from bench_lib.dialogue import final_lines
+from bench_lib.dialogue import NUMBER, final_lines
 
 SENDER = "app@bench.example"
 
@@ -40,10 +43,26 @@ class Run:
         recipients = b"".join(b"RCPT TO:<you%d@example.org>\r\n" % n for n in range(args.recipients))
         self.recipients = recipients.splitlines(keepends=True)
         self.content = message(args.size)
+        self.numbered: bool = args.times is not None
+        self.pace: float = 1 / args.rate if args.rate else 0.0
+        self.turn = 0.0
+        self.promised: list[float] = [0.0] * args.count if self.numbered else []
+        self.tls: ssl.SSLContext | None = None
+        if args.tls:
+            # whom it talks to is no question here
+            self.tls = ssl._create_unverified_context()
         self.accepted = self.refused = 0
         self.waits: list[float] = []
         self.open = 0
         self.done = asyncio.get_running_loop().create_future()
+
+    def wait(self) -> float:
+        """Seconds until the next mail may go, at the rate asked for; 0 without one."""
+        if not self.pace:
+            return 0.0
+        now = time.perf_counter()
+        self.turn = max(self.turn + self.pace, now)
+        return self.turn - now
 
     def finished(self) -> None:
         """A connection has nothing more to do."""
@@ -62,6 +81,7 @@ class Client(asyncio.Protocol):
         self.step = self._greeted
         self.rcpt = 0
         self.sent_at = 0.0
+        self.number = 0
         self.quitting = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -90,9 +110,17 @@ class Client(asyncio.Protocol):
             self._quit()
             return
         self.run.left -= 1
-        self.transport.write(b"MAIL FROM:<" + SENDER.encode() + b">\r\n")
+        self.number = self.run.left
         self.rcpt = 0
         self.step = self._sender_taken
+        wait = self.run.wait()
+        if wait:
+            asyncio.get_running_loop().call_later(wait, self._mail)
+        else:
+            self._mail()
+
+    def _mail(self) -> None:
+        self.transport.write(b"MAIL FROM:<" + SENDER.encode() + b">\r\n")
 
     def _sender_taken(self, line: bytes) -> None:
         if line[:1] != b"2":
@@ -109,13 +137,17 @@ class Client(asyncio.Protocol):
             self._refused(line)
             return
         self.sent_at = time.perf_counter()
-        self.transport.write(self.run.content)
+        number = NUMBER + b"%d\r\n" % self.number if self.run.numbered else b""
+        self.transport.write(number + self.run.content)
         self.step = self._kept
 
     def _kept(self, line: bytes) -> None:
-        self.run.waits.append(time.perf_counter() - self.sent_at)
+        now = time.perf_counter()
+        self.run.waits.append(now - self.sent_at)
         if line[:1] == b"2":
             self.run.accepted += 1
+            if self.run.numbered:
+                self.run.promised[self.number] = now
         else:
             self.run.refused += 1
         if self.run.reuse:
@@ -145,7 +177,7 @@ def again(run: Run) -> None:
 async def connect(run: Run) -> None:
     """One connection; a refused one counts and ends."""
     try:
-        await asyncio.get_running_loop().create_connection(lambda: Client(run), *run.target)
+        await asyncio.get_running_loop().create_connection(lambda: Client(run), *run.target, ssl=run.tls)
     except OSError as error:
         sys.stderr.write(f"cannot connect: {error}\n")
         run.refused += 1
@@ -170,6 +202,8 @@ async def main(args: argparse.Namespace) -> None:
         "p50": waits[len(waits) // 2],
         "p99": waits[int(len(waits) * 0.99)],
     }
+    if run.numbered:
+        args.times.write_text(json.dumps(run.promised))
     sys.stdout.write(json.dumps(result) + "\n")
 
 
@@ -183,4 +217,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--new-connections", action="store_true", help="a new connection for each mail")
     parser.add_argument("--timeout", type=float, default=300.0)
+    parser.add_argument("--rate", type=float, help="mails a second; absent: as many as go through")
+    parser.add_argument("--tls", action="store_true", help="TLS from the first octet, certificate not verified")
+    parser.add_argument("--times", type=Path, help="number the mails, and write down when each was promised")
     uvloop.run(main(parser.parse_args()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -23,6 +25,11 @@ def tree(root: int) -> list[int]:
         found.append(pid)
         queue += children.get(pid, [])
     return found
+
+
+def trees(pids: Sequence[int]) -> list[int]:
+    """All processes below these."""
+    return [process for pid in pids for process in tree(pid)]
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -46,6 +53,34 @@ def pss(pids: list[int]) -> int:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return total
+
+
+class MemoryWatch(threading.Thread):
+    """Looks at the relay's memory every half second."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        super().__init__(name="memory watch", daemon=True)
+        self.peak = 0
+        self._pids = pids
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        while not self._end.wait(0.5):
+            self.look()
+
+    def look(self) -> None:
+        self.peak = max(self.peak, pss(trees(self._pids)))
+
+    def stop(self) -> None:
+        self._end.set()
+        self.join()
+        self.look()
+
+
+def network() -> str:
+    """What the loopback is like: a namespace of its own without delayed ACKs (scripts/bench makes one), or not."""
+    own = os.environ.get("BENCH_NAMESPACE")
+    return "own network namespace, delayed ACKs off" if own else "the machine's loopback, delayed ACKs on"
 
 
 def fsync_rate(directory: Path, seconds: float = 1.0) -> float:

@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench_lib.relays import free_port, write_key
+from bench_lib.relays import Setup, free_port, write_key
 
 _SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
 _SERVICES = """\
@@ -30,6 +30,8 @@ error unix - - n - - error
 retry unix - - n - - error
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
+tlsmgr unix - - n 1000? 1 tlsmgr
+tlsproxy unix - - n - 0 tlsproxy
 postlog unix-dgram n - n - 1 postlogd
 """
 
@@ -46,7 +48,7 @@ def why_not(*, dkim: bool) -> str | None:
 class Postfix:
     """One instance. With `dkim` every mail is signed with RSA-2048 by opendkim."""
 
-    def __init__(self, directory: Path, sink: int, *, dkim: bool) -> None:
+    def __init__(self, directory: Path, setup: Setup, *, dkim: bool) -> None:
         """Raises RuntimeError when it does not start."""
         self.name = "postfix-opendkim" if dkim else "postfix"
         self.port = free_port()
@@ -59,9 +61,9 @@ class Postfix:
             if path.stat().st_uid == os.geteuid() and path != Path("/"):
                 path.chmod(path.stat().st_mode | 0o711)
         milter = self._start_milter() if dkim else None
-        self._write(sink, milter)
+        self._write(setup, milter)
         self._postfix("start")
-        self._await_port(self.port)
+        await_port(self.port)
         self.pid = int((directory / "queue" / "pid" / "master.pid").read_text())
 
     @property
@@ -79,13 +81,13 @@ class Postfix:
         while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _write(self, sink: int, milter: int | None) -> None:
+    def _write(self, setup: Setup, milter: int | None) -> None:
         for name in ("etc", "queue", "log"):
             (self._directory / name).mkdir()
         data = self._directory / "pfdata"
         data.mkdir()
         shutil.chown(data, "postfix", "postfix")
-        sink_host = f"[127.0.0.1]:{sink}"
+        sink_host = f"[127.0.0.1]:{setup.sink}"
         settings = {
             "compatibility_level": "3.6",
             "queue_directory": self._directory / "queue",
@@ -121,6 +123,7 @@ class Postfix:
         }
         if milter is not None:
             settings |= {"smtpd_milters": f"inet:127.0.0.1:{milter}", "milter_default_action": "tempfail"}
+        settings |= _tls(setup)
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())
         (self._config / "main.cf").write_text(text)
         (self._config / "master.cf").write_text(_SERVICES.format(port=self.port))
@@ -141,7 +144,7 @@ class Postfix:
         self._milter = subprocess.Popen(
             [program, "-f", "-x", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self._await_port(port)
+        await_port(port)
         return port
 
     def _postfix(self, command: str, *, check: bool = True) -> None:
@@ -156,12 +159,35 @@ class Postfix:
         if check and done.returncode:
             raise RuntimeError(f"postfix {command}: {done.stdout}{done.stderr}")
 
-    @staticmethod
-    def _await_port(port: int) -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.05)
-        raise RuntimeError(f"nothing listens on port {port}")
+
+def await_port(port: int) -> None:
+    """Wait until something listens there. Raises RuntimeError after half a minute."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+def _tls(setup: Setup) -> dict[str, object]:
+    """TLS from the first octet on either side; connections to the upstream are kept there, too (tlsproxy)."""
+    settings: dict[str, object] = {}
+    if setup.tls is None:
+        return settings
+    if setup.client_tls:
+        settings |= {
+            "smtpd_tls_security_level": "encrypt",
+            "smtpd_tls_wrappermode": "yes",
+            "smtpd_tls_chain_files": f"{setup.tls.key}, {setup.tls.certificate}",
+        }
+    if setup.upstream_tls:
+        settings |= {
+            "smtp_tls_security_level": "verify",
+            "smtp_tls_verify_cert_match": "localhost",
+            "smtp_tls_wrappermode": "yes",
+            "smtp_tls_CAfile": setup.tls.certificate,
+            "smtp_tls_connection_reuse": "yes",
+        }
+    return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import signal
@@ -9,14 +10,44 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
+from relayd.config.models import TLSFiles
+from relayd.listener.certificate import ensure_certificate
+
 KEYS = ("rsa", "ed25519")
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the servers of a run show, with names for the loopback; it vouches for itself."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a relay is to be set up."""
+
+    sink: int
+    """The upstream's port."""
+    workers: int | str = "auto"
+    sign: Sequence[str] = ()
+    """Kinds of key that sign every mail, of KEYS."""
+    tls: Certificate | None = None
+    client_tls: bool = False
+    """Clients come over TLS, from the first octet."""
+    upstream_tls: bool = False
+    """The upstream wants TLS, from the first octet."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More keys of relayd's configuration."""
 
 
 class Relay(Protocol):
@@ -36,21 +67,28 @@ class Relay(Protocol):
 class Relayd:
     """Our own."""
 
-    def __init__(self, directory: Path, sink: int, *, workers: int | str, sign: Sequence[str]) -> None:
-        """`sign`: kinds of key that sign every mail, of KEYS. Raises RuntimeError when it does not start."""
-        self.name = "relayd" + ("" if not sign else " " + "+".join(sign))
+    def __init__(self, directory: Path, setup: Setup) -> None:
+        """Raises RuntimeError when it does not start."""
+        self.name = "relayd" + ("" if not setup.sign else " " + "+".join(setup.sign))
         self.port = free_port()
-        config = directory / "relayd.yaml"
+        self._directory = directory
+        self._config = directory / "relayd.yaml"
         # JSON is YAML
-        config.write_text(json.dumps(_config(directory, self.port, sink, workers, sign), indent=1))
-        self._log = (directory / "relayd.log").open("wb")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "relayd", "serve", "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-        )
-        self._wait(directory / "relayd.log")
+        self._config.write_text(json.dumps(_config(directory, self.port, setup), indent=1))
+        self.start()
+
+    def start(self) -> float:
+        """Start it; the seconds until it was ready. Raises RuntimeError when it is not."""
+        began = time.monotonic()
+        with (self._directory / "relayd.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "relayd", "serve", "--config", str(self._config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._wait(self._directory / "relayd.log")
+        return time.monotonic() - began
 
     @property
     def pids(self) -> list[int]:
@@ -63,7 +101,6 @@ class Relayd:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._log.close()
 
     def _wait(self, log: Path) -> None:
         deadline = time.monotonic() + 60
@@ -75,34 +112,52 @@ class Relayd:
         raise RuntimeError(f"relayd did not start:\n{log.read_text()[-2000:]}")
 
 
-def _config(directory: Path, port: int, sink: int, workers: int | str, sign: Sequence[str]) -> dict[str, object]:
+def _config(directory: Path, port: int, setup: Setup) -> dict[str, object]:
     keys = []
-    for kind in sign:
+    for kind in setup.sign:
         path = directory / f"{kind}.pem"
         write_key(path, kind)
         keys.append({"domain": "bench.example", "selector": kind, "key": str(path)})
-    return {
+    upstream: dict[str, object] = {
+        "host": "127.0.0.1",
+        "port": setup.sink,
+        "tls": "none",
+        "limits": {"connections": 20},
+    }
+    config: dict[str, Any] = {
         "hostname": "relay.bench.example",
         "data_dir": str(directory / "data"),
-        "workers": workers,
+        "workers": setup.workers,
         "listeners": [
             {
                 "name": "bench",
                 "bind": [f"127.0.0.1:{port}"],
-                "tls": "none",
+                "tls": "implicit" if setup.client_tls else "none",
                 "access": "network",
                 "networks": ["127.0.0.0/8"],
             }
         ],
         "limits": {"connections_per_ip": 1000},
-        "upstreams": {
-            "sink": {"host": "127.0.0.1", "port": sink, "tls": "none", "limits": {"connections": 20}},
-        },
+        "upstreams": {"sink": upstream},
         "routes": [{"upstream": "sink"}],
         "dkim": keys,
         "log": {"format": "json", "mail": str(directory / "mail.log")},
         "spool": {"min_free": "0%"},
     }
+    if setup.tls is not None:
+        config["tls"] = {"certificate": str(setup.tls.certificate), "key": str(setup.tls.key)}
+        if setup.upstream_tls:
+            upstream |= {"tls": "required", "implicit_tls": True, "ca_file": str(setup.tls.certificate)}
+    _merge(config, setup.extra)
+    return config
+
+
+def _merge(config: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(found := config.get(key), dict):
+            _merge(found, value)
+        else:
+            config[key] = value
 
 
 def write_key(path: Path, kind: str) -> None:
@@ -120,3 +175,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def certificate(directory: Path) -> Certificate:
+    """A fresh self-signed certificate for the loopback."""
+    files = TLSFiles(certificate=directory / "tls" / "fullchain.pem", key=directory / "tls" / "privkey.pem")
+    ensure_certificate(files, directory, "localhost", datetime.datetime.now(datetime.UTC))
+    files.certificate.parent.chmod(0o755)  # the certificate is for everybody, Postfix's processes too
+    return Certificate(files.certificate, files.key)

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from bench_lib.dialogue import sink_count
+from bench_lib.relays import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,11 @@ class Load:
     recipients: int
     reuse: bool
     timeout: float
+    tls: bool = False
+    rate: float | None = None
+    """Mails a second; None: as many as go through."""
+    times: Path | None = None
+    """Number the mails and write here when each was promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +60,21 @@ class Sink(Protocol):
 
 
 class OwnSink:
-    """sink.py"""
+    """sink.py; with `tls` TLS from the first octet."""
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench_lib.sink"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
-        )
+    def __init__(self, *, tls: Certificate | None = None, port: int = 0, times: Path | None = None) -> None:
+        command = [sys.executable, "-m", "bench_lib.sink", "--port", str(port)]
+        if tls is not None:
+            command += ["--certificate", str(tls.certificate), "--key", str(tls.key)]
+        if times is not None:
+            command += ["--times", str(times)]
+        self._tls = tls is not None
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline())
 
     def count(self) -> int:
-        return sink_count(self.port)
+        return sink_count(self.port, tls=self._tls)
 
     def stop(self) -> None:
         self._process.kill()
@@ -75,6 +86,9 @@ def own_source(port: int, load: Load) -> Sent:
     command = [sys.executable, "-m", "bench_lib.generator", "--port", str(port), "--count", str(load.mails)]
     command += ["--connections", str(load.connections), "--size", str(load.size), "--timeout", str(load.timeout)]
     command += ["--recipients", str(load.recipients)] + ([] if load.reuse else ["--new-connections"])
+    command += ["--tls"] if load.tls else []
+    command += [] if load.rate is None else ["--rate", str(load.rate)]
+    command += [] if load.times is None else ["--times", str(load.times)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
     return Sent(**json.loads(done.stdout))
 
