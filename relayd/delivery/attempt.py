@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -17,7 +19,7 @@ from relayd.core.ids import format_id
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message
 from relayd.core.reply import Reply
-from relayd.core.session import ConnectFailedError, Outgoing, Sent
+from relayd.core.session import ConnectFailedError, Outgoing, Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.crew import Carrier
 from relayd.delivery.line import Line, Plan, trouble_in
@@ -27,9 +29,42 @@ from relayd.delivery.writing import Choose, Writer
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Attempt, Delivery, Settlement, Store, Waiting
 
+BEHIND = 16
+"""Transactions of one message that may be sent while what became of earlier ones is not on disk yet: a recipient with a
+return path of its own would wait for a disk each time otherwise. A crash repeats no more than these."""
+
 _INTERNAL = Outcome(
     OutcomeKind.DEFERRED, Stage.LOCAL, Reply(451, "4.3.0", "Internal error; it is logged"), "system-error"
 )
+
+
+class Behind:
+    """Settlements of one message that are on their way to the disk; it is let go of once all of them are there.
+
+    The last one alone would not do: where an earlier one has to be written again, the lane would read from disk what
+    stood before it.
+    """
+
+    def __init__(self, let_go: Callable[[], None]) -> None:
+        self._let_go = let_go
+        self._pending: deque[asyncio.Future[None]] = deque()
+        self._whole = False
+
+    def add(self, written: asyncio.Future[None], *, last: bool) -> None:
+        """One more."""
+        self._whole = last
+        self._pending.append(written)
+        written.add_done_callback(self._done)
+
+    async def room(self) -> None:
+        """Wait while there are too many."""
+        while len(self._pending) > BEHIND:
+            await asyncio.wait([self._pending[0]])
+
+    def _done(self, written: asyncio.Future[None]) -> None:
+        self._pending.remove(written)
+        if self._whole and not self._pending:
+            self._let_go()
 
 
 class Attempts:
@@ -159,53 +194,95 @@ class Attempts:
     async def _carry(self, line: Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
         """Send to all recipients, as many in one transaction as the upstream takes."""
         message, rest = delivery.message, delivery.recipients
-        verp = line.plan.return_path if message.envelope.sender else None
-        step = line.plan.recipients if verp is None else 1
+        step = line.plan.recipients if line.plan.return_path is None or not message.envelope.sender else 1
         signed: bytes | None = None
+        behind: Behind | None = None
         reused = carrier.session is not None
         while rest:
             if carrier.session is None or not carrier.session.usable:
-                if not await self._open(line, carrier, delivery, rest, started):
+                if not await self._open(line, carrier, delivery, rest, behind, started=started):
                     return
                 reused = False
             session = carrier.session
             assert session is not None  # noqa: S101 - _open said so
             if signed is None:
-                content = delivery.content
-                if content is None:
-                    content = await self._store.content(message.id)
-                outward, domain = line.plan.outward, message.from_domain
-                if outward is not None:
-                    content, domain = outward.content(message, content)
-                signed = await self.plan.signing.signed(content, domain) if line.plan.sign else content
+                signed = await self._signed(line, delivery)
             part = rest[:step]
-            recipients = tuple([waiting.recipient for waiting in part])
-            envelope = message.envelope
-            if line.plan.outward is not None:
-                envelope = replace(envelope, sender=line.plan.outward.sender(message))
-            if verp is not None:
-                envelope = replace(envelope, sender=verp(message.id, part[0].n, started))
-            sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
-            if sent.dsn and envelope.sender != message.envelope.sender:
-                # the upstream's report of success goes to another address: the sender's is still ours to make
-                sent = replace(sent, dsn=False)
+            sent = await self._send(line, session, message, part, signed, started=started)
             if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
                 # the upstream had given up an idle connection: that is no attempt, a fresh one gets the mail
                 reused = False
                 continue
             reused = True
-            rest = rest[step:]
+            rest = rest[len(part) :]
             trouble = trouble_in(sent)
-            written = self._writer.settle(line, delivery, part, sent, started=started, session=session, last=not rest)
-            if rest:
-                await asyncio.wait([written])
+            if behind is None and rest:
+                behind = Behind(partial(line.end, message.id))
+            self._settle(line, delivery, part, sent, behind, started=started, session=session, last=not rest)
             if rest and trouble is not None:
                 more = replace(sent, outcomes=(trouble,) * len(rest))
-                self._writer.settle(line, delivery, rest, more, started=started, session=session, last=True)
+                self._settle(line, delivery, rest, more, behind, started=started, session=session, last=True)
                 return
+            if behind is not None:
+                await behind.room()
+
+    async def _signed(self, line: Line, delivery: Delivery) -> bytes:
+        """The content as it goes out by this line."""
+        message, content = delivery.message, delivery.content
+        if content is None:
+            content = await self._store.content(message.id)
+        outward, domain = line.plan.outward, message.from_domain
+        if outward is not None:
+            content, domain = outward.content(message, content)
+        return await self.plan.signing.signed(content, domain) if line.plan.sign else content
+
+    @staticmethod
+    async def _send(
+        line: Line, session: Session, message: Message, part: tuple[Waiting, ...], signed: bytes, *, started: Millis
+    ) -> Sent:
+        """One transaction."""
+        envelope, outward, verp = message.envelope, line.plan.outward, line.plan.return_path
+        if outward is not None:
+            envelope = replace(envelope, sender=outward.sender(message))
+        if verp is not None and message.envelope.sender:
+            envelope = replace(envelope, sender=verp(message.id, part[0].n, started))
+        recipients = tuple([waiting.recipient for waiting in part])
+        sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
+        if sent.dsn and envelope.sender != message.envelope.sender:
+            # the upstream's report of success goes to another address: the sender's is still ours to make
+            sent = replace(sent, dsn=False)
+        return sent
+
+    def _settle(
+        self,
+        line: Line,
+        delivery: Delivery,
+        part: tuple[Waiting, ...],
+        sent: Sent,
+        behind: Behind | None,
+        *,
+        started: Millis,
+        session: Session | None,
+        last: bool,
+        endpoint: str = "",
+    ) -> None:
+        """Write what became of a part of the recipients, `behind` others or alone. Nothing is awaited before it is."""
+        alone = last and behind is None
+        written = self._writer.settle(
+            line, delivery, part, sent, started=started, session=session, last=alone, endpoint=endpoint
+        )
+        if behind is not None:
+            behind.add(written, last=last)
 
     async def _open(
-        self, line: Line, carrier: Carrier, delivery: Delivery, rest: tuple[Waiting, ...], started: Millis
+        self,
+        line: Line,
+        carrier: Carrier,
+        delivery: Delivery,
+        rest: tuple[Waiting, ...],
+        behind: Behind | None,
+        *,
+        started: Millis,
     ) -> bool:
         """Put a fresh session in the carrier's hand; False when the upstream is in trouble, and that is settled."""
         if carrier.session is not None:
@@ -218,9 +295,8 @@ class Attempts:
             self._observer.connect_failed(line.plan.name, failure.outcome.cls)
             outcomes = (failure.outcome,) * len(rest)
             sent = Sent(outcomes, failure.outcome.stage, str(failure.outcome.reply), failure.transcript, dsn=False)
-            self._writer.settle(
-                line, delivery, rest, sent, started=started, session=None, last=True, endpoint=failure.endpoint
-            )
+            end = failure.endpoint
+            self._settle(line, delivery, rest, sent, behind, started=started, session=None, last=True, endpoint=end)
             return False
         self._observer.connections(line.plan.name, 1)
         return True

@@ -12,6 +12,7 @@ from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Act, OnUncertain, Outcome, State
 from relayd.core.session import Outgoing
 from relayd.delivery import crew, rerouting, writing
+from relayd.delivery.attempt import BEHIND
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import NoSuchMessageError, Settlement, StoreError
 from tests.support.dispatching import (
@@ -299,6 +300,33 @@ async def test_what_was_sent_but_cannot_be_written_is_not_sent_again(world: Worl
     mail = await world.accept("a@example.org", "b@example.org", "c@example.org")
     others = [await world.accept(f"r{n}@other.example", push=False) for n in range(3)]
     await world.settled(mail, *others)
+    assert set(world.upstreams["acme"].accepted.values()) == {1}
+
+
+async def test_transactions_of_one_message_do_not_wait_for_the_disk_and_it_is_let_go_when_all_are_there(
+    world: World,
+) -> None:
+    world.settings["acme"] = {"recipients": 1}
+    await world.open(world.plan("acme"))
+    may_write = {n: asyncio.Event() for n in range(40)}
+
+    async def slow(settlement: Settlement) -> None:
+        await may_write[settlement.changes[0].after.n].wait()
+
+    world.tricky.before = slow
+    mail = await world.accept(*(f"r{n}@example.org" for n in range(40)))
+    sent = world.upstreams["acme"].transactions
+    await until(lambda: len(sent) == BEHIND + 1)  # so many are on their way to the disk, and no more
+    may_write[0].set()
+    await until(lambda: len(sent) == BEHIND + 2)
+    for n in range(2, 40):
+        may_write[n].set()
+    await until(lambda: len(sent) == BEHIND + 2)
+    assert world.dispatcher.busy(mail)
+    may_write[1].set()
+    await world.settled(mail)
+    await until(lambda: not world.dispatcher.busy(mail))
+    assert len(sent) == 40
     assert set(world.upstreams["acme"].accepted.values()) == {1}
 
 
