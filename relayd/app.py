@@ -28,6 +28,7 @@ from relayd.core.mail import INBOUND, Message, Recipient
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import LaneTable
+from relayd.delivery.budget import BudgetBook
 from relayd.delivery.credentials import CredentialWatch
 from relayd.delivery.dispatch import Dispatcher
 from relayd.delivery.dkim import stored_key
@@ -56,6 +57,7 @@ from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
 from relayd.listener.tls import server_context
 from relayd.sockets import Sockets
+from relayd.spool.budgets import BudgetStore
 from relayd.spool.domains import DomainStore
 from relayd.spool.filter import QueueFilter
 from relayd.spool.ledger import Ledger
@@ -169,6 +171,7 @@ class App:
             run_dir=data_dir / "run",
             slot=slot,
             slots=slots,
+            budgets=BudgetBook(BudgetStore(self._state), now_ms, slots),
         )
         self._facts = FactApplier(
             self._store,

@@ -53,6 +53,7 @@ from relayd.config.types import (
     Text,
     wrong,
 )
+from relayd.config.windows import Windows
 from relayd.core.blocking import ScopeKind
 from relayd.core.lifecycle import OnUncertain
 from relayd.core.retry import parse_schedule
@@ -304,9 +305,24 @@ class UpstreamTLS(StrEnum):
 
 
 class UpstreamLimits(Model):
-    """What relayd asks of one upstream at most."""
+    """What relayd asks of one upstream, or of one account, at most. With `accounts`, `messages` and `recipients` of the
+    upstream hold for all accounts together, beside those of each; the others are what each account has where it says
+    nothing else.
+    """
 
+    messages: Windows = Field(
+        (),
+        description="Messages in any such period, all workers together: `30/min`, or several: `[30/min, 500/day]`. Mail"
+        " over it waits, without an attempt being counted. Absent, or `[]`: no limit.",
+    )
+    recipients: Windows = Field((), description="Recipients in any such period, in the same way.")
     connections: Count = Field(10, ge=1, description="Connections at once, all workers together.")
+    concurrency: Count | None = Field(
+        None,
+        ge=1,
+        description="Messages being sent at once, all workers together. relayd opens no more connections than it has"
+        " messages to send, so this matters where it is less than `connections`. Absent: as many as `connections`.",
+    )
     messages_per_connection: Count = Field(
         0, ge=0, description="Messages after which a connection is renewed. 0: no limit."
     )
@@ -382,7 +398,11 @@ class Account(Model):
         None, description="Password for AUTH, brought by `!env`, `!file` or `!credential`; never written in the file."
     )
     oauth: OAuth | None = Field(None, description="Login with tokens instead of a password.")
-    limits: UpstreamLimits | None = Field(None, description="What this account is asked at most. Absent: as above.")
+    limits: UpstreamLimits | None = Field(
+        None,
+        description="What this account is asked at most. `messages` and `recipients`: absent, those of the preset; the"
+        " others: absent, those of the upstream.",
+    )
 
     @property
     def name(self) -> str:

@@ -334,6 +334,8 @@ _ALL = (
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
 """By name; `ses-REGION` stands for one preset per region."""
 
+BUDGETS = ("messages", "recipients")
+"""Limits over time."""
 _SES_NAME = re.compile(r"ses-([a-z]{2,}(?:-[a-z]+)+-[0-9]{1,2})")
 
 
@@ -368,16 +370,24 @@ def fill(given: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
     if "port" not in out:
         out.setdefault("ports", list(preset.ports))
     accounts = out.get("accounts")
+    limits = {name: value for name, value in preset.limits.items() if name in known}
     if isinstance(accounts, list):
-        out["accounts"] = [_login(account, preset) if isinstance(account, dict) else account for account in accounts]
+        # a provider counts what each mailbox sends: its budgets are those of each account, not of all together
+        each = {name: limits.pop(name) for name in BUDGETS if name in limits} if accounts else {}
+        out["accounts"] = [
+            _limited(_login(account, preset), each) if isinstance(account, dict) else account for account in accounts
+        ]
     else:
         out = _login(out, preset)
     if preset.per == "address" or (preset.per and accounts):
         out.setdefault("per", preset.per)
-    limits = out.get("limits", {})
-    if isinstance(limits, dict):
-        out["limits"] = {name: value for name, value in preset.limits.items() if name in known} | limits
-    return out
+    return _limited(out, limits)
+
+
+def _limited(given: dict[str, Any], limits: Mapping[str, str | int]) -> dict[str, Any]:
+    """An upstream or account with these limits where it has none of its own."""
+    own = given.get("limits", {})
+    return {**given, "limits": {**limits, **own}} if limits and isinstance(own, dict) else given
 
 
 def _login(given: dict[str, Any], preset: Preset) -> dict[str, Any]:

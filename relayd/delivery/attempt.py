@@ -21,6 +21,7 @@ from relayd.core.mail import Message
 from relayd.core.reply import Reply
 from relayd.core.session import ConnectFailedError, Outgoing, Sent, Session
 from relayd.core.units import Millis
+from relayd.delivery.budget import counted
 from relayd.delivery.crew import Carrier
 from relayd.delivery.line import Line, Plan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
@@ -60,6 +61,12 @@ class Behind:
         """Wait while there are too many."""
         while len(self._pending) > BEHIND:
             await asyncio.wait([self._pending[0]])
+
+    def end(self) -> None:
+        """No more will come."""
+        self._whole = True
+        if not self._pending:
+            self._let_go()
 
     def _done(self, written: asyncio.Future[None]) -> None:
         self._pending.remove(written)
@@ -192,7 +199,7 @@ class Attempts:
         return replace(delivery, recipients=stay)
 
     async def _carry(self, line: Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
-        """Send to all recipients, as many in one transaction as the upstream takes."""
+        """Send to all recipients, as many in one transaction as the upstream takes and its budgets allow."""
         message, rest = delivery.message, delivery.recipients
         step = line.plan.recipients if line.plan.return_path is None or not message.envelope.sender else 1
         signed: bytes | None = None
@@ -207,8 +214,15 @@ class Attempts:
             assert session is not None  # noqa: S101 - _open said so
             if signed is None:
                 signed = await self._signed(line, delivery)
-            part = rest[:step]
+            part, budget = rest[:step], line.lane.budget
+            if budget is not None:
+                part = part[: await budget.spend(message.id, len(part))]
+                if not part:
+                    self._wait_for_budget(line, message, behind, started)
+                    return
             sent = await self._send(line, session, message, part, signed, started=started)
+            if budget is not None:
+                budget.sent(message.id, counted(sent))
             if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
                 # the upstream had given up an idle connection: that is no attempt, a fresh one gets the mail
                 reused = False
@@ -225,6 +239,16 @@ class Attempts:
                 return
             if behind is not None:
                 await behind.room()
+
+    @staticmethod
+    def _wait_for_budget(line: Line, message: Message, behind: Behind | None, now: Millis) -> None:
+        """Nothing was attempted for what is left of the recipients: they wait in their lane as before."""
+        line.lane.due_at(now, message.id)
+        line.lane.gate.abandoned()
+        if behind is not None:
+            behind.end()
+        else:
+            line.end(message.id)
 
     async def _signed(self, line: Line, delivery: Delivery) -> bytes:
         """The content as it goes out by this line."""

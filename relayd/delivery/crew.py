@@ -80,6 +80,9 @@ class Crew:
             if wait > 0:
                 self._call_again(wait / 1000)
                 return
+        budget = self._lane.budget
+        if budget is not None and budget.closed(0):
+            return
         # the last one to fall idle first: its connection is the warmest, and the others can leave
         while self._idle:
             idle = self._idle.pop()
@@ -94,7 +97,11 @@ class Crew:
 
     def all_ready(self) -> None:
         """The pause is over, or the window was filled: as many carriers as there may be."""
-        for _ in range(self._slots.most):
+        self.call(self._slots.most)
+
+    def call(self, carriers: int) -> None:
+        """There is mail for so many carriers."""
+        for _ in range(min(carriers, self._slots.most)):
             self.ready()
 
     def renew(self) -> None:

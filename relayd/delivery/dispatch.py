@@ -17,6 +17,7 @@ from relayd.core.ids import MessageId
 from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.delivery.attempt import Attempts
+from relayd.delivery.budget import BudgetBook
 from relayd.delivery.crew import Crew
 from relayd.delivery.lanes import Lane
 from relayd.delivery.line import Line, Plan, UpstreamPlan
@@ -56,7 +57,9 @@ class Dispatcher:
         run_dir: Path,
         slot: int = 0,
         slots: int = 1,
+        budgets: BudgetBook | None = None,
     ) -> None:
+        """Without `budgets` nothing is limited over time."""
         self._store = store
         self._memory = memory
         self._plan = plan
@@ -64,6 +67,7 @@ class Dispatcher:
         self._clock = clock
         self._run_dir = run_dir
         self._slot, self._slots = slot, slots
+        self._budgets = budgets
         self._lines: dict[str, Line] = {}
         self._leaving: dict[str, tuple[Line, asyncio.Task[None]]] = {}
         """Upstreams that the configuration has no more, until their hands are empty."""
@@ -135,6 +139,8 @@ class Dispatcher:
         self._lines.clear()
         self._leaving.clear()
         await self._writer.stop()
+        if self._budgets is not None:
+            await self._budgets.stop()
         self._plan.signing.close()
 
     def _share(self, plan: UpstreamPlan) -> ConnectionSlots:
@@ -146,6 +152,7 @@ class Dispatcher:
         self._guard(line)
         closed = partial(self._observer.connections, plan.name, -1)
         line.crew = Crew(lane, self._share(plan), partial(self._attempts.carry, line), self._clock, closed)
+        self._limit(line)
         self._begin(line)
 
     def _guard(self, line: Line) -> None:
@@ -155,6 +162,14 @@ class Dispatcher:
             line.guard = None
         else:
             line.guard = StormGuard(StormRule(max(-(-rule.replies // self._slots), 1), rule.within))
+
+    def _limit(self, line: Line) -> None:
+        """Give a line the budgets of its plan."""
+        if line.lane.budget is not None:
+            line.lane.budget.apply(line.plan.shares)
+        elif line.plan.shares and self._budgets is not None:
+            crew, lane = line.crew, line.lane
+            lane.budget = self._budgets.open(lane.name, line.plan.shares, crew.call, lane.wants_budget)
 
     def _shared(self, lane: str) -> bool:
         return self._plan.table.shared(upstream_of(lane))
@@ -173,6 +188,8 @@ class Dispatcher:
         line.lane.resize(self._plan.window)
         if plan.connections != old.connections:
             line.crew.resize(self._share(plan))
+        if plan.shares != old.shares:
+            self._limit(line)
         if plan.identity != old.identity:
             line.crew.renew()
             if line.gate.paused:
@@ -204,6 +221,8 @@ class Dispatcher:
         await line.lane.stop()
         await line.crew.stop(asyncio.get_running_loop().time() + _LEAVE)
         await line.lane.landed()
+        if self._budgets is not None:
+            await self._budgets.drop(line.plan.name)
         if line.lane.gate.paused:
             self._observer.paused(line.plan.name, False)
         del self._leaving[line.plan.name]

@@ -14,6 +14,7 @@ import structlog
 
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
+from relayd.delivery.budget import Budget
 from relayd.delivery.gate import Gate
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.store import Delivery, Store, StoreError
@@ -44,6 +45,8 @@ class Lane:
     ) -> None:
         self.name = name
         self.gate = Gate()
+        self.budget: Budget | None = None
+        """What may still be sent; None: there is no limit."""
         self.resize(window)
         self._store = store
         self._memory = memory
@@ -140,8 +143,13 @@ class Lane:
         self._wake.set()
 
     def take(self) -> Delivery | None:
-        """The next delivery, fresh and stored ones in turn; None when there is none or the upstream is paused."""
+        """The next delivery, fresh and stored ones in turn; None when there is none, or the upstream is paused or asked
+        for too much already.
+        """
         if self.blocked or not (self._fresh or self._stored) or not self.gate.may_take(self._clock()):
+            return None
+        budget = self.budget
+        if budget is not None and not budget.reserve(0):
             return None
         if self.gate.suspects:
             self._put_in_front(self.gate.suspects)
@@ -155,8 +163,12 @@ class Lane:
             if self._held.get(delivery.message.id) is delivery:
                 self._flying.add(delivery.message.id)
                 self.gate.taken()
+                if budget is not None:
+                    budget.assign(delivery.message.id)
                 return delivery
             self._let_go(delivery)  # claimed meanwhile
+        if budget is not None:
+            budget.cancel()
         return None
 
     def _put_in_front(self, suspects: set[str]) -> None:
@@ -172,6 +184,8 @@ class Lane:
     def done(self, message: MessageId) -> None:
         """What was taken is settled on disk (or is to be read again from there)."""
         self._flying.discard(message)
+        if self.budget is not None:
+            self.budget.done(message)
         self._landed()
         delivery = self._held.pop(message, None)
         if delivery is None:
@@ -207,6 +221,8 @@ class Lane:
         """What was taken is not attempted now after all: it is the next one, with the recipients given here."""
         message = delivery.message.id
         self._flying.discard(message)
+        if self.budget is not None:
+            self.budget.done(message)
         if message not in self._held:
             return
         self._held[message] = delivery
@@ -247,6 +263,10 @@ class Lane:
     def has_mail(self) -> bool:
         """Something in the window could be taken, were the gate open."""
         return bool(self._fresh or self._stored)
+
+    def wants_budget(self) -> bool:
+        """Something in the window could be taken, were there permits."""
+        return self.has_mail and not self.blocked and self.gate.may_take(self._clock())
 
     def _let_go(self, delivery: Delivery) -> None:
         if delivery.content is not None:

@@ -15,6 +15,7 @@ import structlog
 from relayd.core.ids import MessageId
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message
+from relayd.core.permits import Share
 from relayd.core.session import Connector, Sent
 from relayd.core.units import Millis
 from relayd.delivery.crew import Crew
@@ -59,6 +60,8 @@ class UpstreamPlan:
     """None: everything goes out under the name it came with."""
     storm: StormRule | None = None
     """What is taken for a bounce storm, all workers together; None: nothing."""
+    shares: tuple[Share, ...] = ()
+    """Budgets that its mail has to fit in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from relayd.core.session import Connector
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import AccountBook, LaneTable, Outward, books_of, lane_name
+from relayd.delivery.allowance import limits_of, shares_of
 from relayd.delivery.dkim import Signer, SigningPool, load_keys
 from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.oauth.grants import Grant, grant_of
@@ -45,7 +46,7 @@ def logins_of(config: Config) -> dict[str, tuple[str, Upstream, Account | None]]
                 "username": account.username or account.address,
                 "password": account.password,
                 "oauth": account.oauth,
-                "limits": account.limits or upstream.limits,
+                "limits": limits_of(upstream, account),
             }
             out[lane_name(name, account)] = (name, upstream.model_copy(update=login), account)
     return out
@@ -93,7 +94,7 @@ def build_plan(
     """Raises DKIMKeyError for keys that cannot be used. `return_paths` is what `return_path: verp` needs, `tokens` what
     `oauth` needs.
     """
-    contexts, books = ClientContexts(), books_of(config)
+    contexts, books, shares = ClientContexts(), books_of(config), shares_of(config)
 
     def connector(lane: str, upstream: Upstream) -> Connector:
         if not isinstance(upstream, SMTPUpstream):
@@ -104,7 +105,7 @@ def build_plan(
         lane: UpstreamPlan(
             name=lane,
             connector=connector(lane, upstream),
-            connections=upstream.limits.connections,
+            connections=min(upstream.limits.connections, upstream.limits.concurrency or upstream.limits.connections),
             recipients=upstream.limits.recipients_per_message,
             on_uncertain=upstream.on_uncertain,
             identity=(upstream, config.hostname),
@@ -113,6 +114,7 @@ def build_plan(
             ),
             outward=_outward(books.get(name), upstream, account),
             storm=_storm(upstream),
+            shares=shares[lane],
         )
         for lane, (name, upstream, account) in logins_of(config).items()
     }

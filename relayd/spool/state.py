@@ -1,4 +1,4 @@
-"""state.db: the small facts that all workers share (rates, fetched networks, failed logins, leases, blocks).
+"""state.db: the small facts that all workers share (rates, fetched networks, failed logins, leases, blocks, budgets).
 
 Speaks in verbs, like the spool; what the facts mean is decided by those who ask: intake/{rates,networks,guesses}.py.
 """
@@ -96,6 +96,10 @@ _SCHEMA = (
     CREATE TABLE upstream_event (id INTEGER PRIMARY KEY AUTOINCREMENT, lane TEXT NOT NULL, at INTEGER NOT NULL,
         kind TEXT NOT NULL, detail TEXT NOT NULL);
     CREATE INDEX upstream_event_lane ON upstream_event (lane, id)
+    """,
+    # what was used of the budgets of upstreams and accounts: budgets.py
+    """
+    CREATE TABLE budget (name TEXT NOT NULL, kind TEXT NOT NULL, usage TEXT NOT NULL, PRIMARY KEY (name, kind))
     """,
 )
 """One script per version; user_version says how many have run. Only ever append."""

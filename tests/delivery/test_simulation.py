@@ -103,7 +103,7 @@ class Life:
             await self.restart()
         else:
             world.clock.advance(chance.choice([0.1, 5, 60, 400]))
-            self.look()
+            self.world.look()
         await asyncio.sleep(chance.choice([0, 0, 0.001, 0.005]))
 
     async def act(self) -> None:
@@ -116,12 +116,6 @@ class Life:
             if chance.random() < 0.3:
                 acts.append(self.world.steering.act(Act.RELEASE, QueueFilter(), by="test"))
             await asyncio.gather(*acts, return_exceptions=True)
-
-    def look(self) -> None:
-        """What real time does where the clock is moved by hand."""
-        self.world.dispatcher.wake_all()
-        for line in self.world.dispatcher._lines.values():
-            line.crew.all_ready()
 
     async def restart(self) -> None:
         # a settlement that cannot be written until the end is lost, and its mail sent again: not here, to count exactly
@@ -149,7 +143,7 @@ class Life:
             while await self.world.waiting():
                 self.world.clock.advance(600)
                 await self.world.steering.act(Act.RELEASE, QueueFilter(), by="test")
-                self.look()
+                self.world.look()
                 await asyncio.sleep(0.02)
         await until(lambda: self.world.dispatcher.in_hand() == 0)
 

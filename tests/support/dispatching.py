@@ -18,6 +18,7 @@ from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.core.retry import parse_schedule
 from relayd.core.session import ConnectFailedError, Outgoing, Sent
+from relayd.delivery.budget import BudgetBook
 from relayd.delivery.dispatch import Dispatcher
 from relayd.delivery.dkim import Signer, SigningPool
 from relayd.delivery.line import Plan, UpstreamPlan
@@ -26,6 +27,7 @@ from relayd.delivery.settle import Policy
 from relayd.delivery.standings import StandingBook
 from relayd.delivery.steering import Steering
 from relayd.intake.memory import MemoryBudget
+from relayd.spool.budgets import BudgetStore
 from relayd.spool.filter import QueueFilter
 from relayd.spool.sqlite import SqliteStore
 from relayd.spool.state import StateDB
@@ -184,6 +186,7 @@ class World:
         self.clock = clock or Clock()
         self.upstreams: dict[str, ScriptedUpstream] = {}
         self.watcher = Watcher()
+        self.permits = StateDB(directory / "permits.db")
         self.memory = MemoryBudget(1 << 24)
         self.lifetime = 5 * 86_400_000
         self.on_uncertain = OnUncertain.RETRY
@@ -225,6 +228,9 @@ class World:
         run.mkdir(exist_ok=True)
         self.current = plan
         self.standings = StandingBook(self.state, self.watcher, self.clock)
+        await self.permits.close()
+        await self.permits.open()
+        self.budgets = BudgetBook(BudgetStore(self.permits), self.clock, 1)
         self.dispatcher = Dispatcher(
             cast("Store", self.tricky),
             self.memory,
@@ -234,6 +240,7 @@ class World:
             owed=self._owe,
             standings=self.standings,
             run_dir=run,
+            budgets=self.budgets,
         )
         self.steering = Steering(cast("Store", self.tricky), self.dispatcher, plan.policy, self.clock, self._owe)
         await self.standings.start()
@@ -251,6 +258,31 @@ class World:
         """Stop in good order."""
         await self.dispatcher.stop(asyncio.get_running_loop().time() + seconds)
         await self.store.close()
+        await self.permits.close()
+
+    async def die(self) -> None:
+        """Be gone like after kill -9, as far as that can be played: what is leased is not handed back."""
+        await self.permits.close()
+        await self.close(0)
+
+    def look(self) -> None:
+        """What real time does where the clock is moved by hand."""
+        self.dispatcher.wake_all()
+        for line in self.dispatcher._lines.values():
+            line.crew.all_ready()
+
+    def calm(self) -> bool:
+        """Nothing happens any more until the clock is moved: no mail is left that may go out."""
+        if self.dispatcher.in_hand():
+            return False
+        for line in self.dispatcher._lines.values():
+            lane, budget = line.lane, line.lane.budget
+            if budget is not None and (budget._asking is not None or (lane.has_mail and not budget.closed(0))):
+                return False
+            feeds = lane._next_due <= self.clock() and len(lane._stored) <= lane._stored_most // 4
+            if (budget is None and lane.has_mail) or feeds or lane._changed is not None:
+                return False
+        return True
 
     async def accept(self, *addresses: str, sender: str = "shop@example.com", push: bool = True) -> MessageId:
         """Keep a mail and hand it on, as intake does."""
