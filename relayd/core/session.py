@@ -61,6 +61,8 @@ class Session(Protocol):
     """TLS version, like "TLSv1.3"."""
     sent: int
     """Transactions made in it."""
+    in_doubt: Sent | None
+    """What a `send` leaves that was cancelled behind the final dot: the mail may have arrived. None: it has not."""
 
     @property
     def usable(self) -> bool:

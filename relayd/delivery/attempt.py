@@ -220,7 +220,11 @@ class Attempts:
                 if not part:
                     self._wait_for_budget(line, message, behind, started)
                     return
-            sent = await self._send(line, session, message, part, signed, started=started)
+            try:
+                sent = await self._send(line, session, message, part, signed, started=started)
+            except asyncio.CancelledError:
+                await self._cut_off(line, delivery, part, session, behind, started=started)
+                raise
             if budget is not None:
                 budget.sent(message.id, counted(sent))
             if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
@@ -289,7 +293,7 @@ class Attempts:
         session: Session | None,
         last: bool,
         endpoint: str = "",
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """Write what became of a part of the recipients, `behind` others or alone. Nothing is awaited before it is."""
         alone = last and behind is None
         written = self._writer.settle(
@@ -297,6 +301,25 @@ class Attempts:
         )
         if behind is not None:
             behind.add(written, last=last)
+        return written
+
+    async def _cut_off(
+        self,
+        line: Line,
+        delivery: Delivery,
+        part: tuple[Waiting, ...],
+        session: Session,
+        behind: Behind | None,
+        *,
+        started: Millis,
+    ) -> None:
+        """We must stop now. What was sent whole may have arrived: that is written down before anything else."""
+        sent = session.in_doubt
+        if sent is not None:
+            if line.lane.budget is not None:
+                line.lane.budget.sent(delivery.message.id, counted(sent))
+            end = self._settle(line, delivery, part, sent, behind, started=started, session=session, last=True)
+            await asyncio.wait([end])
 
     async def _open(
         self,

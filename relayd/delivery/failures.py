@@ -34,6 +34,12 @@ def of_fault(stage: Stage, fault: SMTPException | None) -> Outcome:
     return timeout(stage) if isinstance(fault, TimeoutError) else dropped(stage)
 
 
+def cut_off() -> Outcome:
+    """We stopped waiting for the reply to a message that was sent whole."""
+    text = "relayd had to stop before the upstream answered; we waited for its reply after the message"
+    return Outcome(OutcomeKind.UNCERTAIN, Stage.DOT, Reply(451, "4.4.2", text), ReplyClass.NETWORK_ERROR.value)
+
+
 def malformed(stage: Stage, what: str) -> Outcome:
     """The upstream said something that SMTP does not know."""
     kind = OutcomeKind.UNCERTAIN if stage is Stage.DOT else OutcomeKind.DEFERRED

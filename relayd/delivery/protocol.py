@@ -64,6 +64,7 @@ class ReplyProtocol(SMTPProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._unsent_at_timeout = False
+        self._dotted = False
 
     # connection
 
@@ -310,6 +311,7 @@ class ReplyProtocol(SMTPProtocol):
         """
         if self.fault is not None or not self.clean:
             return False, self.stray
+        self._dotted = False
         if len(octets) <= CHUNK:
             tail = stuffed(octets) + b".\r\n"
         else:
@@ -321,11 +323,18 @@ class ReplyProtocol(SMTPProtocol):
         self._awaited, self._replies = 1, []
         self._arm(dot)
         self._put(tail)
+        self._dotted = True
         replies = await self._wait()
+        self._dotted = False
         if replies:
             return True, replies[0]
         # what is still in our buffer includes the dot: then the message is known not to be whole over there
         return not self._unsent_at_timeout, None
+
+    @property
+    def behind_dot(self) -> bool:
+        """A whole message is over there, and no reply has come yet."""
+        return self._dotted and not self.unsent
 
     async def _pieces(self, octets: bytes, progress: float) -> bytes | None:
         """Send all but the last piece; that one comes back (with dots doubled). None when the peer spoke or went."""

@@ -67,6 +67,7 @@ class SandboxSession:
         self.endpoint = connector.endpoint
         self.tls: str | None = None
         self.sent = 0
+        self.in_doubt: Sent | None = None
         self._connector = connector
         self._keepsakes = keepsakes
         self._open = True

@@ -21,7 +21,7 @@ from relayd.core.session import ConnectFailedError, Outgoing, Sent
 from relayd.delivery.client import OPEN_ERRORS, Client, token_answer
 from relayd.delivery.commands import Offers, Plan, plan
 from relayd.delivery.dialogue import MASK, printable
-from relayd.delivery.failures import malformed, of_fault, of_opening
+from relayd.delivery.failures import cut_off, malformed, of_fault, of_opening
 from relayd.delivery.oauth.keeper import Bearer
 from relayd.delivery.ports import Ports
 from relayd.delivery.protocol import RawReply, ReplyProtocol
@@ -132,6 +132,7 @@ class SMTPSession:
         self.endpoint = endpoint
         self.offers = Offers.of(client.esmtp_extensions)
         self.sent = 0
+        self.in_doubt: Sent | None = None
         self._protocol = protocol
         self._secrets = secrets
         self._limit = upstream.limits.messages_per_connection
@@ -149,17 +150,21 @@ class SMTPSession:
         """Make the transaction. Never raises for what the upstream does; cancellation closes the session."""
         protocol = self._protocol
         protocol.dialogue.restart()
+        steps, verdict = plan(mail, self.offers), _Verdict([])
         try:
-            steps = plan(mail, self.offers)
             if not steps.rcpts:
                 return self._unsent(mail, steps)
             self.sent += 1
             envelope = self._pipelined(steps) if self.offers.pipelining else self._step_by_step(steps)
-            verdict = await self._transact(await envelope, len(steps.rcpts), mail.content)
+            replies = await envelope
+            verdict = self._judge(replies, len(steps.rcpts))
+            await self._deliver(verdict, replies, mail.content)
             result = self._result(mail, steps, verdict)
             if verdict.open and not protocol.ended:
                 await self._reset()
         except BaseException:
+            if protocol.behind_dot:
+                self.in_doubt = self._result(mail, steps, verdict.rest(cut_off()))
             protocol.abort()
             raise
         return result
@@ -211,21 +216,18 @@ class SMTPSession:
             replies += await self._protocol.exchange(b"DATA\r\n", 1, self._timeouts.command)
         return replies
 
-    async def _transact(self, replies: list[RawReply], count: int, content: bytes) -> _Verdict:
-        """Judge the envelope, and send the content where somebody is left to send it to."""
-        verdict = self._judge(replies, count)
-        ready = len(replies) == count + 2 and replies[-1][0] == 354 and not self._protocol.ended
-        if verdict.waiting:
-            if not ready:
-                # behind 354, before we sent anything, the upstream ended the session or broke the protocol
-                return verdict.rest(self._outcome(Stage.DATA, self._protocol.stray))
+    async def _deliver(self, verdict: _Verdict, replies: list[RawReply], content: bytes) -> None:
+        """Send the content where somebody is left to send it to."""
+        ready = len(replies) == len(verdict.outcomes) + 2 and replies[-1][0] == 354 and not self._protocol.ended
+        if verdict.waiting and ready:
             await self._content(verdict, content)
-            return verdict
-        if ready:
+        elif verdict.waiting:
+            # behind 354, before we sent anything, the upstream ended the session or broke the protocol
+            verdict.rest(self._outcome(Stage.DATA, self._protocol.stray))
+        elif ready:
             # RFC 2920 3.1: DATA was taken though nobody was; an empty message ends it
             await self._protocol.exchange(b".\r\n", 1, self._timeouts.dot)
             verdict.open = False
-        return verdict
 
     def _judge(self, replies: list[RawReply], count: int) -> _Verdict:
         """What MAIL, RCPTs and DATA mean for each recipient."""

@@ -64,6 +64,7 @@ class InboundSession:
         self.endpoint = INBOUND
         self.tls: str | None = None
         self.sent = 0
+        self.in_doubt: Sent | None = None
         self._connector = connector
         self._open = True
 

@@ -64,9 +64,12 @@ async def test_what_is_in_flight_is_finished(make_daemon: MakeDaemon, workers: i
         assert len(upstream.mails) == 2
 
 
-async def test_what_takes_too_long_is_cut_off_and_kept(make_daemon: MakeDaemon) -> None:
+async def test_what_takes_too_long_is_cut_off_and_what_may_have_arrived_is_not_sent_again(
+    make_daemon: MakeDaemon,
+) -> None:
     async with FakeUpstream({"DOT": [SILENCE]}) as upstream:
-        daemon = make_daemon({"upstreams": {"acme": smtp_upstream(upstream)}, "shutdown": "1s"})
+        section = smtp_upstream(upstream, on_uncertain="hold")
+        daemon = make_daemon({"upstreams": {"acme": section}, "shutdown": "1s"})
         await daemon.start()
         number = await send_one(daemon.port, SENDER, "a@example.org")
         await daemon.until(lambda: upstream.mails, "the upstream has the mail and is silent")
@@ -75,8 +78,14 @@ async def test_what_takes_too_long_is_cut_off_and_kept(make_daemon: MakeDaemon) 
             assert await daemon.stop() == 0
             assert await client.reply() in (GONE, (421, ""))
         report = daemon.audit()
-        assert report.clean and report.accepted == 1 and sum(report.waiting.values()) == 1
+        assert report.clean and report.accepted == 1 and report.waiting == {"uncertain": 1}
+        [event] = daemon.events("uncertain", id=number)
+        assert event["stage"] == "dot"
         await daemon.restart()
+        await send_one(daemon.port, SENDER, "b@example.org")
+        await daemon.wait_for_event("delivered", recipient="b@example.org")
+        assert len(upstream.mails) == 2
+        assert (await daemon.cli("queue", "release", number)).code == 0
         await daemon.wait_for_event("delivered", id=number)
 
 

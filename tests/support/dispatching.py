@@ -87,6 +87,7 @@ class ScriptedSession:
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
         self.sent = 0
+        self.in_doubt: Sent | None = None
         self._upstream = upstream
         self._open = True
 

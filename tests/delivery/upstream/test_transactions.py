@@ -251,6 +251,28 @@ async def test_cancellation_closes_the_session() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not opened.usable
+        assert opened.in_doubt is not None and kinds(opened.in_doubt) == ["uncertain"]
+
+
+async def test_cancellation_ahead_of_the_dot_leaves_nothing_in_doubt() -> None:
+    script = {"MAIL": SILENCE}
+    async with FakeUpstream(script) as upstream, session(upstream) as opened:
+        task = asyncio.create_task(opened.send(outgoing()))
+        await upstream.silent.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not opened.usable and opened.in_doubt is None
+
+
+async def test_of_a_cancelled_mail_only_what_was_taken_at_rcpt_is_in_doubt() -> None:
+    script = {"RCPT": ["550 5.1.1 nobody", None], "DOT": SILENCE}
+    async with FakeUpstream(script) as upstream, session(upstream) as opened:
+        task = asyncio.create_task(opened.send(outgoing("no@example.net", "yes@example.net")))
+        await upstream.silent.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert opened.in_doubt is not None and kinds(opened.in_doubt) == ["rejected", "uncertain"]
 
 
 BIG = b"Subject: big\r\n\r\n" + b".dot\r\nx" * 700_000 + b"\r\n"
