@@ -187,9 +187,10 @@ class Lane:
         if self.budget is not None:
             self.budget.done(message)
         self._landed()
-        delivery = self._held.pop(message, None)
+        delivery = self._held.get(message)
         if delivery is None:
             return
+        del self._held[message]
         self._let_go(delivery)
         if delivery.content is None or len(delivery.recipients) > 1 or message in self._again:
             # another recipient of the same message may have come due meanwhile, and was passed over
@@ -253,6 +254,13 @@ class Lane:
         if self._changed is not None:
             self._changed.add(message)
         return True
+
+    def banish(self, message: MessageId) -> None:
+        """Never hand this one out again, as long as this process lives."""
+        delivery = self._held.get(message)
+        if delivery is not None:
+            self._let_go(delivery)
+        self._held[message] = None
 
     def unclaim(self, message: MessageId) -> None:
         """The change is on disk: the message may be read from there again."""

@@ -224,6 +224,22 @@ def steer(
     return Settlement(message.id, tuple(changes))
 
 
+def hold_back(settlement: Settlement, now: Millis) -> Settlement:
+    """In place of a settlement that cannot be written: its recipients wait for an operator, who is told what was to be.
+
+    Only the plainest values are written, for something in the settlement could not be.
+    """
+    changes = []
+    for change in settlement.changes:
+        event = change.event
+        reply = str(event.detail.get("reply", "")).encode("ascii", "replace").decode()[:200]
+        reason = f"what became of it could not be written: {event.kind}; {reply or 'no reply'}"
+        detail: dict[str, str | int | float | bool | None] = {"by": "relayd", "reason": reason}
+        after = replace(change.after, state=State.HELD, due=None, notice=None, attempts=0)
+        changes.append(Change(after, replace(event, at=now, kind=EventKind.HELD, detail=detail)))
+    return Settlement(settlement.message, tuple(changes))
+
+
 def move(
     message: Message, moving: Sequence[tuple[Waiting, str]], now: Millis, reason: str = "", by: str = ""
 ) -> Settlement:

@@ -21,10 +21,19 @@ from relayd.core.session import Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.line import Line
 from relayd.delivery.observer import DeliveryObserver
-from relayd.delivery.settle import Facts, Policy, settle_attempt
+from relayd.delivery.settle import Facts, Policy, hold_back, settle_attempt
 from relayd.delivery.storm import StormGuard, Verdict, about_recipient, key_of, refusal
 from relayd.delivery.suspense import Suspense
-from relayd.spool.store import Attempt, Delivery, NoSuchMessageError, Settlement, Store, StoreError, Waiting
+from relayd.spool.store import (
+    Attempt,
+    Delivery,
+    NoSuchMessageError,
+    Settlement,
+    Store,
+    StoreError,
+    UnwritableError,
+    Waiting,
+)
 
 WRITE_AGAIN = 0.5
 """Seconds until a settlement that failed is written again; longer each time."""
@@ -180,6 +189,9 @@ class Writer:
             if last:
                 line.end(settlement.message)
             return
+        if isinstance(error, UnwritableError):
+            self._set_aside(line, settlement, last, error)
+            return
         # what was delivered but is not written must not be taken for undelivered: nothing more goes out here
         # until it is
         line.cannot_write(settlement.message)
@@ -190,6 +202,30 @@ class Writer:
         self._unsettled.add(task)
         task.add_done_callback(self._unsettled.discard)
 
+    def _set_aside(self, line: Line, settlement: Settlement, last: bool, error: UnwritableError) -> None:
+        """What became of this one message can never be written: it is held for an operator, and the lane goes on."""
+        message = settlement.message
+        self._log.error(
+            "message set aside: what became of it cannot be written",
+            id=format_id(message),
+            upstream=line.plan.name,
+            error=str(error),
+            events=[f"{change.event.kind} {change.event.recipient}" for change in settlement.changes],
+        )
+        line.park(message)
+        if last:
+            line.end(message)
+        written = self._store.settle(hold_back(settlement, self._clock()))
+
+        def done(written: asyncio.Future[None]) -> None:
+            if not written.cancelled() and (again := written.exception()) is not None:
+                # out of the window for as long as this process lives: it must not be sent a second time
+                line.lane.banish(message)
+                self._log.error("message cannot even be held", id=format_id(message), error=str(again))
+            line.unpark(message)
+
+        written.add_done_callback(done)
+
     async def _write_again(self, line: Line, settlement: Settlement) -> None:
         wait = WRITE_AGAIN
         while True:
@@ -197,6 +233,9 @@ class Writer:
             wait = min(wait * 2, 15.0)
             try:
                 await self._store.settle(settlement)
+            except UnwritableError as error:
+                self._set_aside(line, settlement, False, error)
+                break
             except StoreError as error:
                 if self._is_gone(error, settlement.message):
                     break

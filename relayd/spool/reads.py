@@ -122,16 +122,58 @@ def next_due(db: sqlite3.Connection, lane: str, now: Millis) -> Millis | None:
     return None if row is None else row[0]
 
 
-def due_deliveries(db: sqlite3.Connection, lane: str, now: Millis, messages: Sequence[MessageId]) -> list[Delivery]:
-    """These messages with their recipients of the lane that are due by `now`, as they stand at this moment."""
+UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
+"""What decoding a damaged row raises."""
+
+
+def due_deliveries(
+    db: sqlite3.Connection, lane: str, now: Millis, messages: Sequence[MessageId]
+) -> tuple[list[Delivery], list[MessageId]]:
+    """These messages with their recipients of the lane that are due by `now`, and those that cannot be read."""
     # the + keeps SQLite from walking the lane's index, which may hold a million others, instead of these messages
-    return deliveries(db, messages, "+lane = ? AND +due <= ?", (lane, now))
+    return _readable(db, messages, "+lane = ? AND +due <= ?", (lane, now))
 
 
 def deliveries(
     db: sqlite3.Connection, messages: Sequence[MessageId], condition: str, values: Sequence[object] = ()
 ) -> list[Delivery]:
-    """Messages in the given order, with their recipients that fulfil an SQL condition of ours, if there are any."""
+    """Messages in the given order, with their recipients that fulfil an SQL condition of ours, if there are any.
+
+    What cannot be read is left out: `due_deliveries` finds it.
+    """
+    return _readable(db, messages, condition, values)[0]
+
+
+def _readable(
+    db: sqlite3.Connection, messages: Sequence[MessageId], condition: str, values: Sequence[object]
+) -> tuple[list[Delivery], list[MessageId]]:
+    """One damaged row must not keep the others from being read: where there is one, they are read one by one."""
+    try:
+        return _deliveries(db, messages, condition, values), []
+    except UNREADABLE:
+        pass
+    except sqlite3.OperationalError as error:
+        if not _is_no_text(error):
+            raise
+    if len(messages) == 1:
+        return [], list(messages)
+    found: list[Delivery] = []
+    unreadable: list[MessageId] = []
+    for message in messages:
+        some, bad = _readable(db, [message], condition, values)
+        found += some
+        unreadable += bad
+    return found, unreadable
+
+
+def _is_no_text(error: sqlite3.OperationalError) -> bool:
+    """A column holds octets that are no UTF-8."""
+    return "decode to utf-8" in str(error).lower()
+
+
+def _deliveries(
+    db: sqlite3.Connection, messages: Sequence[MessageId], condition: str, values: Sequence[object]
+) -> list[Delivery]:
     if not messages:
         return []
     groups: dict[MessageId, list[Waiting]] = {}
@@ -341,6 +383,21 @@ def matching(db: sqlite3.Connection, wanted: QueueFilter, after: MessageId, limi
 def _matching(
     db: sqlite3.Connection, wanted: QueueFilter, condition: str, values: Sequence[object], limit: int
 ) -> list[Delivery]:
+    try:
+        return _walk(db, wanted, condition, values, limit)
+    except sqlite3.OperationalError as error:
+        if not _is_no_text(error):
+            raise
+    db.text_factory = lambda octets: octets.decode("utf-8", "replace")
+    try:
+        return _walk(db, wanted, condition, values, limit)
+    finally:
+        db.text_factory = str
+
+
+def _walk(
+    db: sqlite3.Connection, wanted: QueueFilter, condition: str, values: Sequence[object], limit: int
+) -> list[Delivery]:
     columns = ", ".join(f"r.{name}" for name in codec.RECIPIENT.split(", "))
     columns += ", " + ", ".join(f"m.{name}" for name in codec.MESSAGE.split(", "))
     cursor = db.execute(
@@ -359,8 +416,12 @@ def _matching(
                     found.append(Delivery(message, tuple(recipients)))
                     if len(found) == limit:
                         return found
-                message, recipients = codec.message_of(row[11:]), []
-            waiting = codec.waiting_of(row[:11])
+                message, recipients = None, []
+            try:
+                message = message or codec.message_of(row[11:])
+                waiting = codec.waiting_of(row[:11])
+            except UNREADABLE:
+                continue  # due() sets it aside, and tells of it
             if wanted.matches(message, waiting):
                 recipients.append(waiting)
         if message is not None and recipients:

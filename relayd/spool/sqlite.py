@@ -279,10 +279,22 @@ class SqliteStore:
         loaded: dict[MessageId, Delivery] = {}
         for segment in dict.fromkeys(head[3] for head in chosen):
             numbers = [head[1] for head in chosen if head[3] is segment]
-            for delivery in await segment.read(reads.due_deliveries, lane, now, numbers):
+            readable, unreadable = await segment.read(reads.due_deliveries, lane, now, numbers)
+            for delivery in readable:
                 loaded[delivery.message.id] = delivery
+            if unreadable:
+                await self._set_aside(segment, unreadable, lane)
         deliveries = [loaded[head[1]] for head in chosen if head[1] in loaded and head[1] not in skip]
         return Due(deliveries, now if more else min(later, default=None))
+
+    async def _set_aside(self, segment: Segment, messages: Sequence[MessageId], lane: str) -> None:
+        """Hold what cannot be read: an operator has to look at it, and the lane goes on."""
+        reason = "its record in the spool cannot be read"
+        await segment.work(writes.set_aside, messages, lane, reason, self._clock())
+        for message in messages:
+            structlog.get_logger("relayd.spool").error(
+                "message set aside", id=format_id(message), upstream=lane, segment=str(segment.path), reason=reason
+            )
 
     async def _due_heads(
         self, segment: Segment, lane: str, now: Millis, limit: int, skip: Container[MessageId]

@@ -32,6 +32,10 @@ class StoreFullError(StoreError):
     """No room: the disk or its inodes are exhausted, or under the configured reserve."""
 
 
+class UnwritableError(StoreError):
+    """What was asked cannot be written, however often it is tried: the fault lies with it, not with the disk."""
+
+
 class NoSuchMessageError(StoreError):
     """No segment holds this message (never accepted here, or past its keeping time)."""
 

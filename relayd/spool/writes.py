@@ -12,11 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from relayd.core.event import Event
 from relayd.core.ids import MessageId, format_id
 from relayd.core.units import Millis
 from relayd.spool import codec
-from relayd.spool.store import Amended, NoSuchMessageError, StoreError
+from relayd.spool.store import Amended, NoSuchMessageError, StoreError, UnwritableError
 
 CHUNK = 32
 """Rows of one statement."""
@@ -243,7 +245,7 @@ def _one_by_one(db: sqlite3.Connection, batch: Batch) -> list[Result]:
                 result = Result(error=error)
             except _ITEM_FAULTS as error:
                 db.execute("ROLLBACK TO item")
-                result = Result(error=StoreError(f"cannot be written: {error}"))
+                result = Result(error=UnwritableError(f"cannot be written: {error}"))
             db.execute("RELEASE item")
             results.append(result)
     return results
@@ -275,7 +277,7 @@ def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
             _EVENTS.run(db, item.event_rows[place * 5 : (place + 1) * 5])
             written.append(event)
         elif db.execute("SELECT 1 FROM recipient WHERE message = ? AND n = ?", row[:2]).fetchone() is None:
-            raise StoreError(f"message {format_id(item.message)} has no recipient {row[1]}")
+            raise UnwritableError(f"message {format_id(item.message)} has no recipient {row[1]}")
     if item.attempt is not None:
         _ATTEMPTS.run(db, item.attempt)
     if batch.drop_bodies and item.final:
@@ -350,6 +352,22 @@ def relane(db: sqlite3.Connection, moves: Sequence[tuple[str, MessageId, int]], 
             "UPDATE recipient SET lane = ?2, due = MIN(due, ?1) WHERE message = ?3 AND n = ?4 AND state < 10",
             [(now, *move) for move in moves],
         ).rowcount
+
+
+def set_aside(db: sqlite3.Connection, messages: Sequence[MessageId], lane: str, reason: str, now: Millis) -> int:
+    """Hold the recipients of a lane in messages that cannot be read, so that others go on; how many."""
+    held = 0
+    with _Transaction(db):
+        for message in messages:
+            rows = db.execute(
+                "UPDATE recipient SET state = 3, due = NULL WHERE message = ? AND lane = ? AND due IS NOT NULL"
+                " RETURNING n",
+                (message, lane),
+            ).fetchall()
+            held += len(rows)
+            detail = orjson.dumps({"by": "relayd", "reason": reason, "upstream": lane}).decode()
+            _EVENTS.run(db, [value for (n,) in rows for value in (message, n, now, "held", detail)])
+    return held
 
 
 def drop_unfinished_parts(db: sqlite3.Connection) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from relayd.core.session import Outgoing
 from relayd.delivery import crew, rerouting, writing
 from relayd.delivery.attempt import BEHIND
 from relayd.spool.filter import QueueFilter
-from relayd.spool.store import NoSuchMessageError, Settlement, StoreError
+from relayd.spool.store import NoSuchMessageError, Settlement, StoreError, UnwritableError
 from tests.support.dispatching import (
     LATER,
     NO_LINE,
@@ -345,6 +347,61 @@ async def test_a_lane_goes_on_when_a_message_has_no_place_any_more(world: World)
     mail = await world.accept("r@example.org")
     await world.settled(mail)
     world.tricky.before = None
+
+
+@pytest.mark.parametrize("holdable", [True, False])
+async def test_what_can_never_be_written_is_set_aside_and_the_lane_goes_on(world: World, holdable: bool) -> None:
+    await world.open(world.plan("acme"))
+    odd = 0
+
+    async def unwritable(settlement: Settlement) -> None:
+        held = settlement.changes[0].after.state is State.HELD
+        if settlement.message == odd and not (held and holdable):
+            raise UnwritableError("cannot be written: an odd value")
+
+    world.tricky.before = unwritable
+    odd = await world.accept("odd@example.org", push=False)
+    world.dispatcher.wake("acme", world.clock())
+    await until(lambda: bool(world.upstreams["acme"].transactions))
+    await world.settled(await world.accept("r@example.org"))
+    await until(lambda: world.dispatcher.in_hand() == 0)
+    world.dispatcher.wake_all()
+    await world.settled(await world.accept("s@example.org"))
+    assert len(world.upstreams["acme"].transactions) == 3
+    assert await world.states(odd) == [State.HELD if holdable else State.QUEUED]
+    if holdable:
+        held = (await world.store.history(odd)).events[-1]
+        assert "delivered; 250 2.0.0 Ok" in str(held.detail["reason"])
+    world.tricky.before = None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE message SET facts = '{' WHERE id = ?",
+        "UPDATE message SET facts = '[]' WHERE id = ?",
+        "UPDATE message SET subject = CAST(x'ff' AS TEXT) WHERE id = ?",
+        "UPDATE recipient SET notify = 'SOMETIMES' WHERE message = ?",
+        "DELETE FROM message WHERE id = ?",
+    ],
+)
+async def test_a_row_that_cannot_be_read_is_set_aside_and_the_lane_goes_on(world: World, damage: str) -> None:
+    await world.open(world.plan("acme"))
+    await world.dispatcher.stop(0)
+    mails = [await world.accept(f"r{n}@example.org", push=False) for n in range(5)]
+    await world.store.close()
+    [path] = (world.directory / "spool").rglob("*.db")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(damage, (mails[2],))
+    await world.open(world.plan("acme"))
+    await world.settled(*mails[:2], *mails[3:])
+    with closing(sqlite3.connect(path)) as db:
+        rows = db.execute("SELECT state, due FROM recipient WHERE message = ?", (mails[2],)).fetchall()
+        assert rows == [(3, None)]
+        events = db.execute("SELECT kind, detail FROM event WHERE message = ?", (mails[2],)).fetchall()
+    assert events[-1][0] == "held" and "cannot be read" in events[-1][1]
+    assert len(await world.store.select(QueueFilter(sender="shop@*"), 10)) <= 1
+    assert await world.store.relane(lambda message, waiting: "other", ()) == 0
 
 
 # -- acts of operators
