@@ -40,6 +40,8 @@ from relayd.delivery.standings import StandingBook
 from relayd.delivery.steering import Steered, Steering, lanes_meant
 from relayd.domains.book import DomainBook
 from relayd.domains.duty import DomainDuty
+from relayd.domains.issued import Contexts
+from relayd.domains.issuing import CertificateDuty
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
 from relayd.inbound.apply import FactApplier
@@ -55,7 +57,7 @@ from relayd.intake.rates import RateBook
 from relayd.intake.unjudged import Unjudged
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
-from relayd.listener.tls import server_context
+from relayd.listener.tls import context_of, server_context
 from relayd.sockets import Sockets
 from relayd.spool.budgets import BudgetStore
 from relayd.spool.domains import DomainStore
@@ -64,7 +66,8 @@ from relayd.spool.ledger import Ledger
 from relayd.spool.sqlite import SqliteStore
 from relayd.spool.state import StateDB, StateError
 from relayd.spool.store import StoreError
-from relayd.web.server import Health, WebServer
+from relayd.web.server import Health, Pages, WebServer
+from relayd.web.tls import by_name
 
 _SWEEP = 30.0
 """Seconds between looks for what has expired or waited long."""
@@ -112,6 +115,8 @@ class App:
         self._rates = RateBook(config, self._state, now_ms)
         self._book = DomainBook(DomainStore(self._state), config, changed=self._domains_changed)
         self._duty_of_domains = DomainDuty(self._state, config, f"{slot}-{os.getpid()}", now_ms)
+        self._duty_of_certificates = CertificateDuty(self._state, config, f"{slot}-{os.getpid()}", now_ms)
+        self._contexts = Contexts(context_of, lambda: self._book.everything)
         self._intake = Intake(
             config,
             self._store,
@@ -204,14 +209,15 @@ class App:
         await self._rates.start()
         await self._blocks.start()
         self._unjudged.start()
-        await self._book.start(await asyncio.to_thread(resolve_secret, self._config))
+        await self._book.start(self._secret)
+        self._duty_of_certificates.use(self._secret)
+        self._contexts.use(self._secret)
         await self._standings.start()
         await self._dispatcher.start()
         self._reporter.start()
         for listener in self._config.listeners:
             await self._listen(listener, self._config)
-        self._web = WebServer(self._sockets.web, self._metrics.page, self._health)
-        await self._web.start()
+        await self._serve_web(self._sockets)
         await self._control.start()
         await self._inbound.start()
         self._duty(_SWEEP, "sweep", self._sweep)
@@ -221,6 +227,7 @@ class App:
         self._duty(_DOMAINS, "domains", self._book.poll)
         self._duty(_STANDINGS, "standings", self._standings.poll)
         self._duty(_DOMAINS, "domain checks", self._check_domains)
+        self._duty(_DOMAINS, "certificates", self._get_certificates)
         self._serving = True
 
     async def reload(self, config: Config, sockets: Sockets) -> None:
@@ -243,6 +250,7 @@ class App:
         self._book.apply(config)
         self._credentials.apply(config)
         self._duty_of_domains.apply(config)
+        self._duty_of_certificates.apply(config)
         self._domains_changed(self._book)
         self._blocks.apply(config.blocks)
         self._maillog.reopen(config.log.mail)
@@ -251,8 +259,7 @@ class App:
         await self._relisten(config, sockets)
         if sockets.web != self._sockets.web and self._web is not None:
             await self._web.stop()
-            self._web = WebServer(sockets.web, self._metrics.page, self._health)
-            await self._web.start()
+            await self._serve_web(sockets)
         for sock in set(self._sockets) - set(sockets):
             sock.close()
         self._sockets = sockets
@@ -323,6 +330,12 @@ class App:
                     await self._listen(listener, config)
         finally:
             self._sockets = old
+
+    async def _serve_web(self, sockets: Sockets) -> None:
+        tls = by_name(self._tls, self._contexts.of, lambda: self._tls) if "web.public_tls" in sockets.web else None
+        pages = Pages(self._metrics.page, self._health, self._duty_of_certificates.challenge, tls)
+        self._web = WebServer(sockets.web, pages)
+        await self._web.start()
 
     def _share(self, config: Config) -> int:
         """This worker's part of limits.connections."""
@@ -408,12 +421,17 @@ class App:
         self._metrics.memory(self._intake.memory.used, self._intake.memory.limit)
         self._metrics.damaged(self._store.damaged)
         self._metrics.blocks(self._blocks.counts())
+        now = now_ms()
+        self._metrics.certificates({host: (end - now) / 1000 for host, end in self._book.certificates().items()})
 
     async def _retain(self) -> None:
         await self._store.retain(now_ms(), self._ledger)
 
     async def _check_domains(self) -> None:
         await self._duty_of_domains.tick(self._book.everything)
+
+    async def _get_certificates(self) -> None:
+        await self._duty_of_certificates.tick(self._book.everything, self._contexts.unusable)
 
     def _domains_changed(self, book: DomainBook) -> None:
         self._plan.signing.signer.use(stored_key(key.domain, key.selector, key.private) for key in book.keys)

@@ -18,21 +18,25 @@ BACKLOG = 4096
 """Connections that wait to be accepted (the kernel caps it at net.core.somaxconn): those of a worker that restarts."""
 
 
+WEB = {"web": "bind", "web.public": "public", "web.public_tls": "public_tls"}
+"""What the web server's sockets are for, with the key in the section `web`."""
+
+
 class BindError(Exception):
     """A socket could not be bound; the text names who wanted it, the address, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """One process's listening sockets: those of each listener by its name, and those of the web server."""
+    """One process's listening sockets: those of each listener by its name, and those of the web server by use."""
 
     smtp: Mapping[str, list[socket.socket]]
-    web: list[socket.socket]
+    web: Mapping[str, list[socket.socket]]
+    """By the keys of WEB; a use without sockets is left out."""
 
     def __iter__(self) -> Iterator[socket.socket]:
-        for sockets in self.smtp.values():
+        for sockets in (*self.smtp.values(), *self.web.values()):
             yield from sockets
-        yield from self.web
 
     def close(self) -> None:
         """Close all of them, in this process."""
@@ -41,15 +45,21 @@ class Sockets:
 
     def export(self) -> tuple[dict[str, Any], list[int]]:
         """A plan that JSON can carry, and the file descriptors in its order."""
-        plan = {"smtp": {name: len(sockets) for name, sockets in self.smtp.items()}, "web": len(self.web)}
+        plan = {
+            kind: {name: len(sockets) for name, sockets in group.items()}
+            for kind, group in (("smtp", self.smtp), ("web", self.web))
+        }
         return plan, [sock.fileno() for sock in self]
 
     @classmethod
     def adopt(cls, plan: Mapping[str, Any], fds: Iterable[int]) -> Sockets:
         """The sockets of `export`, from descriptors that belong to this process now."""
         left = iter(fds)
-        smtp = {name: [socket.socket(fileno=next(left)) for _ in range(count)] for name, count in plan["smtp"].items()}
-        return cls(smtp, [socket.socket(fileno=next(left)) for _ in range(plan["web"])])
+        smtp, web = (
+            {name: [socket.socket(fileno=next(left)) for _ in range(count)] for name, count in plan[kind].items()}
+            for kind in ("smtp", "web")
+        )
+        return cls(smtp, web)
 
     def keep(self, new: Sockets) -> Sockets:
         """`new`, with our own object wherever both hold the same address; the duplicates are closed."""
@@ -62,13 +72,14 @@ class Sockets:
             sock.close()
             return kept
 
-        return Sockets(
-            {name: [ours_or(s) for s in sockets] for name, sockets in new.smtp.items()}, [ours_or(s) for s in new.web]
+        smtp, web = (
+            {name: [ours_or(s) for s in sockets] for name, sockets in group.items()} for group in (new.smtp, new.web)
         )
+        return Sockets(smtp, web)
 
     def addresses(self) -> dict[str, list[str]]:
-        """Where each listener, and "web", really listens; closed sockets are left out."""
-        groups = {**self.smtp, "web": self.web} if self.web else dict(self.smtp)
+        """Where each listener, and the web server's "web", "web.public", … really listen; closed ones are left out."""
+        groups = {**self.smtp, **self.web}
         return {name: [address_of(s) for s in sockets if s.fileno() >= 0] for name, sockets in groups.items()}
 
 
@@ -112,13 +123,17 @@ def rebind(config: Config, old: Sockets | None, *, reuse_port: bool = False, lik
             sockets.append(kept)
         return sockets
 
-    before, model = old or Sockets({}, []), like or Sockets({}, [])
+    before, model = old or Sockets({}, {}), like or Sockets({}, {})
     try:
         smtp = {
             x.name: group(f"listener {x.name}", x.bind, before.smtp.get(x.name, []), model.smtp.get(x.name, []))
             for x in config.listeners
         }
-        web = group("web", config.web.bind, before.web, model.web)
+        web = {
+            name: group(name, wishes, before.web.get(name, []), model.web.get(name, []))
+            for name, key in WEB.items()
+            if (wishes := getattr(config.web, key))
+        }
     except BaseException:
         for sock in opened:
             sock.close()

@@ -18,10 +18,12 @@ from relayd.config.models import Config
 from relayd.config.secret import resolve_secret
 from relayd.control import ControlError, NotRunningError, ask
 from relayd.core.units import Millis
-from relayd.domains.changes import DomainError
+from relayd.domains.changes import DomainError, find
 from relayd.domains.keys import Vault
-from relayd.domains.service import Checker, GoneError
-from relayd.spool.domains import DomainStore
+from relayd.domains.records import Finding
+from relayd.domains.service import Checker, GoneError, standing_of
+from relayd.spool.certificates import ChallengeStore
+from relayd.spool.domains import DomainKey, DomainStore, SenderDomain
 from relayd.spool.state import StateDB, StateError
 
 T = TypeVar("T")
@@ -37,9 +39,10 @@ def now_ms() -> Millis:
 class Site:
     """A configuration and its domains, for the length of one command."""
 
-    def __init__(self, config: Config, store: DomainStore, vault: Vault | None) -> None:
+    def __init__(self, config: Config, state: StateDB, store: DomainStore, vault: Vault | None) -> None:
         self.config = config
         self.store = store
+        self.challenges = ChallengeStore(state)
         self._vault = vault
 
     @property
@@ -71,7 +74,7 @@ def run(context: typer.Context, given: Path | None, work: Callable[[Site], Await
     state = StateDB(data_dir / "state.db")
     store = DomainStore(state)
     try:
-        return asyncio.run(_run(state, Site(config, store, vault), work))
+        return asyncio.run(_run(state, Site(config, state, store, vault), work))
     finally:
         if store.changed:
             tell_workers(data_dir)
@@ -105,3 +108,11 @@ async def _run(state: StateDB, site: Site, work: Callable[[Site], Awaitable[T]])
         raise CommandError(str(error)) from None
     except GoneError as error:
         raise CommandError(f"{error} was removed meanwhile") from None
+
+
+async def standing(site: Site, name: str) -> tuple[SenderDomain, list[DomainKey], list[Finding]]:
+    """A domain, its keys, and its records as last checked. Raises DomainError, StateError."""
+    everything = await site.store.everything()
+    domain = find(everything, name)
+    keys = [key for key in everything.keys if key.domain == domain.name]
+    return domain, keys, standing_of(site.config, domain, keys)

@@ -8,14 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relayd.cli.certificate import certificate_json, certificate_words, print_certificate
 from relayd.cli.common import FAILED, ConfigOption, JSONOption, YesOption, confirm
-from relayd.cli.domain import LangOption, default_lang
 from relayd.cli.out import Column, iso, moment, print_json, print_json_list, print_pairs, print_table, say, warn
+from relayd.cli.records import (
+    LangOption,
+    history_json,
+    print_history,
+    print_records,
+    print_state,
+    records_json,
+    shown,
+    spoken,
+)
 
 if TYPE_CHECKING:
     from relayd.cli.domains_place import Site
+    from relayd.cli.records import Lang
     from relayd.domains.records import Finding
-    from relayd.spool.domains import TrackingDomain
+    from relayd.domains.tracking import Choice
+    from relayd.spool.certificates import Certificate
+    from relayd.spool.domains import DomainEvent, Everything, TrackingDomain
 
 app = typer.Typer(help="Set up branded hosts for links and opens.", no_args_is_help=True, rich_markup_mode=None)
 NameArgument = Annotated[
@@ -61,8 +74,8 @@ def add(
     if as_json:
         print_json(_entry(tracking))
         return
-    _print(tracking, (), lang or default_lang())
-    say(f"When they are published: relayd tracking-domain verify {_shown(tracking.name)}")
+    _print(tracking, (), spoken(lang))
+    say(f"When they are published: relayd tracking-domain verify {shown(tracking.name)}")
 
 
 @app.command()
@@ -85,7 +98,7 @@ def verify(
     if as_json:
         print_json(_entry(tracking))
     else:
-        _print(tracking, findings, lang or default_lang())
+        _print(tracking, findings, spoken(lang))
     if tracking.state != "verified":
         raise typer.Exit(FAILED)
 
@@ -94,30 +107,37 @@ def verify(
 def list_hosts(
     context: typer.Context, lang: LangOption = None, config: ConfigOption = None, as_json: JSONOption = False
 ) -> None:
-    """List the tracking hosts."""
+    """List the tracking hosts with their certificates, the shared one first."""
     from relayd.cli import domains_place
     from relayd.domains.texts import state
 
-    async def work(site: Site) -> tuple[TrackingDomain, ...]:
-        return (await site.store.everything()).tracking
+    async def work(site: Site) -> tuple[Site, Everything]:
+        return site, await site.store.everything()
 
-    hosts = domains_place.run(context, config, work)
+    site, everything = domains_place.run(context, config, work)
+    known = {each.host: each for each in everything.certificates}
+    section = site.config.tracking
     if as_json:
-        print_json_list(_entry(tracking) for tracking in hosts)
+        shared = [_shared_entry(section.host, known.get(section.host))] if section.acme and section.host else []
+        print_json_list([*shared, *(_entry(each, known.get(each.name)) for each in everything.tracking)])
         return
-    spoken = lang or default_lang()
+    rows = [
+        [
+            shown(each.name),
+            state(each.state, spoken(lang)),
+            f"{each.step} of {each.steps}",
+            "" if each.proof_seen_at else moment(each.deadline),
+            moment(each.checked_at),
+            certificate_words(known.get(each.name), each, section),
+        ]
+        for each in everything.tracking
+    ]
+    if section.acme and section.host:
+        rows.insert(0, [section.host, "shared", "", "", "", certificate_words(known.get(section.host), None, section)])
+    columns = [Column("host"), Column("state", long=True), Column("step"), Column("deadline"), Column("checked")]
     print_table(
-        [Column("host"), Column("state", long=True), Column("step"), Column("deadline"), Column("checked")],
-        (
-            [
-                _shown(each.name),
-                state(each.state, spoken),
-                f"{each.step} of {each.steps}",
-                "" if each.proof_seen_at else moment(each.deadline),
-                moment(each.checked_at),
-            ]
-            for each in hosts
-        ),
+        [*columns, Column("certificate", long=True)],
+        rows,
         empty="There is no tracking host yet: relayd tracking-domain add HOST",
     )
 
@@ -130,31 +150,95 @@ def show(
     config: ConfigOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Show where a tracking host stands: its steps as last checked, its history."""
+    """Show where a tracking host stands: its steps as last checked, its certificate, its history."""
     from relayd.cli import domains_place
-    from relayd.cli.domain import _detail
+    from relayd.domains.changes import normal
     from relayd.domains.hosts import find
     from relayd.domains.report import from_facts
 
-    async def work(site: Site) -> tuple[TrackingDomain, list[Any]]:
-        found = find(await site.store.everything(), name)
-        return found, await site.store.history(found.name)
+    async def work(site: Site) -> tuple[Site, TrackingDomain | None, Certificate | None, list[DomainEvent]]:
+        everything, host = await site.store.everything(), normal(name, "host")
+        found = None if host == site.config.tracking.host else find(everything, name)
+        certificate = next((each for each in everything.certificates if each.host == host), None)
+        return site, found, certificate, await site.store.history(host)
 
-    tracking, history = domains_place.run(context, config, work)
+    site, tracking, certificate, history = domains_place.run(context, config, work)
+    section = site.config.tracking
     if as_json:
-        print_json(_entry(tracking) | {"history": [{"at": iso(e.at), "event": e.kind, **e.detail} for e in history]})
+        shared = _shared_entry(section.host or "", certificate)
+        entry = shared if tracking is None else _entry(tracking, certificate)
+        print_json(entry | {"history": history_json(history)})
         return
-    _print(tracking, from_facts(tracking.report), lang or default_lang())
-    print_pairs(
-        [
-            ("added", moment(tracking.added_at)),
-            ("verified", moment(tracking.verified_at)),
-            ("checked", moment(tracking.checked_at)),
-            ("next check", moment(tracking.next_check)),
-        ]
-    )
-    for event in history:
-        say(f"{moment(event.at)}  {event.kind}  {_detail(event.detail)}".rstrip())
+    if tracking is None:
+        say(f"{section.host}: the shared host, used where no tracking domain fits")
+    else:
+        _print(tracking, from_facts(tracking.report), spoken(lang))
+        print_pairs(
+            [
+                ("added", moment(tracking.added_at)),
+                ("verified", moment(tracking.verified_at)),
+                ("checked", moment(tracking.checked_at)),
+                ("next check", moment(tracking.next_check)),
+            ]
+        )
+    print_certificate(certificate, tracking, section)
+    print_history(history)
+
+
+@app.command()
+def host(
+    context: typer.Context,
+    from_domain: Annotated[
+        str, typer.Argument(metavar="FROM_DOMAIN", help="Domain (or address) of the From header.", show_default=False)
+    ],
+    config: ConfigOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Tell which host links and opens of mail From a domain use, and why."""
+    from relayd.cli import domains_place
+    from relayd.domains.certificates import secure
+    from relayd.domains.changes import normal
+    from relayd.domains.tracking import choice
+
+    async def work(site: Site) -> tuple[Choice, bool]:
+        everything = await site.store.everything()
+        found = choice(normal(from_domain.rpartition("@")[2]), everything.tracking, site.config.tracking.host or "")
+        return found, secure(found.host, everything, domains_place.now_ms())
+
+    found, https = domains_place.run(context, config, work)
+    if as_json:
+        over = [{"host": each.name, "state": each.state.value} for each in found.passed_over]
+        facts = {"host": found.host or None, "own": found.own, "organisation": found.organisation, "https": https}
+        print_json({"from": normal(from_domain.rpartition("@")[2])} | facts | {"passed_over": over})
+        return
+    say(shown(found.host) if found.host else "none")
+    organisation = shown(found.organisation)
+    if found.own:
+        say(f"   - it is verified, and of the organisation of From ({organisation})")
+    elif found.host:
+        say(f"   - the shared host, for no tracking domain of {organisation} is verified")
+    else:
+        say("   - there is no shared host either: set tracking.host in the configuration")
+    for each in found.passed_over:
+        say(f"   - {shown(each.name)} is {each.state}: relayd tracking-domain show {shown(each.name)}")
+    if found.host:
+        say("   - it has a certificate: links may be https" if https else "   - it has no certificate: links are http")
+
+
+@app.command()
+def renew(context: typer.Context, name: NameArgument, config: ConfigOption = None) -> None:
+    """Have the running relayd ask for a certificate now, as after what was in the way is mended.
+
+    Otherwise it does so by itself, later and later after each failure. At most one order an hour after one that failed.
+    """
+    from relayd.cli import domains_place
+    from relayd.domains.hosts import ask_again
+
+    async def work(site: Site) -> None:
+        await ask_again(name, site.config, site.store, site.challenges, domains_place.now_ms)
+
+    domains_place.run(context, config, work)
+    say(f"relayd asks for it now, if it runs. What came of it: relayd tracking-domain show {name}")
 
 
 @app.command()
@@ -168,30 +252,28 @@ def remove(context: typer.Context, name: NameArgument, config: ConfigOption = No
         return find(await site.store.everything(), name)
 
     tracking = domains_place.run(context, config, look)
-    confirm(f"Forget {_shown(tracking.name)}? Links in mail that was sent still lead to it.", yes=yes)
+    confirm(f"Forget {shown(tracking.name)}? Links in mail that was sent still lead to it.", yes=yes)
 
     async def work(site: Site) -> None:
         await remove_host(tracking.name, site.store, domains_place.now_ms)
 
     domains_place.run(context, config, work)
-    say(f"{_shown(tracking.name)} is removed.")
+    say(f"{shown(tracking.name)} is removed.")
 
 
-def _shown(name: str) -> str:
-    from relayd.domains.changes import shown
-
-    return shown(name)
+def _shared_entry(host: str, certificate: Certificate | None) -> dict[str, Any]:
+    return {"host": host, "name": shown(host), "state": "shared", "certificate": certificate_json(certificate)}
 
 
-def _entry(tracking: TrackingDomain) -> dict[str, Any]:
-    from relayd.domains.render import record_json
+def _entry(tracking: TrackingDomain, certificate: Certificate | None = None) -> dict[str, Any]:
+    from relayd.cli.records import Lang
     from relayd.domains.report import from_facts, standing
     from relayd.domains.tracking import steps
 
     last = from_facts(tracking.report)
     return {
         "host": tracking.name,
-        "name": _shown(tracking.name),
+        "name": shown(tracking.name),
         "state": tracking.state.value,
         "step": tracking.step,
         "steps": [
@@ -199,23 +281,22 @@ def _entry(tracking: TrackingDomain) -> dict[str, Any]:
                 "step": step.number,
                 "done": step.done,
                 "deadline": iso(step.deadline),
-                "records": [record_json(finding) for finding in standing(step.records, last)],
+                "records": records_json(standing(step.records, last), Lang.EN),
             }
             for step in steps(tracking)
         ],
         "added_at": iso(tracking.added_at),
         "verified_at": iso(tracking.verified_at),
         "checked_at": iso(tracking.checked_at),
+        "certificate": certificate_json(certificate),
     }
 
 
-def _print(tracking: TrackingDomain, findings: Sequence[Finding], lang: str) -> None:
-    from relayd.cli.domain import print_records
+def _print(tracking: TrackingDomain, findings: Sequence[Finding], lang: Lang) -> None:
     from relayd.domains.report import standing
-    from relayd.domains.texts import state
     from relayd.domains.tracking import steps
 
-    say(f"{_shown(tracking.name)}: {state(tracking.state, lang)}")
+    print_state(tracking.name, tracking.state, lang)
     if tracking.state == "expired":
         warn(f"run: relayd tracking-domain remove {tracking.name}, then add it again with a new proof")
     for step in steps(tracking):

@@ -76,6 +76,7 @@ class _Checker:
             yield self._route(loc, route)
         yield self._order_of_routes()
         yield self._dkim()
+        yield self._acme()
         yield self._limits()
         yield self._times()
 
@@ -224,7 +225,11 @@ class _Checker:
             for index, bind in enumerate(listener.bind)
             if self._sound((*loc, "bind"))
         ]
-        binds += [(("web", "bind", index), bind, "web") for index, bind in enumerate(self._config.web.bind)]
+        binds += [
+            (("web", key, index), bind, "web" if key == "bind" else f"web.{key}")
+            for key in ("bind", "public", "public_tls")
+            for index, bind in enumerate(getattr(self._config.web, key))
+        ]
         for loc, bind, owner in binds:
             place = (bind.address, bind.port)
             if bind.port and place in seen:
@@ -354,6 +359,28 @@ class _Checker:
                 problem = f"{key.selector}._domainkey.{key.domain} is there already{first}"
                 yield self._at.fault((*loc, "selector"), problem, "Give each key of a domain its own selector")
             seen.setdefault(name, line)
+
+    def _acme(self) -> Iterator[Fault]:
+        section, acme, web = ("tracking", "acme"), self._config.tracking.acme, self._config.web
+        if acme is None or not self._sound(("tracking",), section, ("web",)):
+            return
+        if self._config.tracking.host is None and self._sound(("tracking", "host")):
+            problem = "there is no tracking.host, so there is nothing to get certificates for"
+            yield self._at.fault(section, problem, "Set tracking.host, or take acme out")
+        directory, agree = (*section, "directory"), (*section, "agree_terms")
+        if not acme.agree_terms and self._sound(agree):
+            problem = "the CA issues nothing before you agree to its terms of service"
+            where = agree if agree in self._at.places else section
+            yield self._at.fault(where, problem, "Read them, and set agree_terms: true")
+        parts = urllib.parse.urlsplit(acme.directory)
+        if parts.scheme != "https" and not _is_loopback(parts.hostname or "") and self._sound(directory):
+            yield self._at.fault(directory, "is asked without TLS: anyone on the way can answer", "Use an https URL")
+        if not (web.bind or web.public) and self._sound(("web", "bind"), ("web", "public")):
+            problem = "the CA looks at port 80 of each host, and nothing here would answer"
+            yield self._at.fault(section, problem, 'Set web.public: ["0.0.0.0:80"]')
+        if not web.public_tls and self._sound(("web", "public_tls")):
+            problem = "it gets certificates, and nothing shows them"
+            yield self._at.fault(section, problem, 'Set web.public_tls: ["0.0.0.0:443"]')
 
     def _limits(self) -> Iterator[Fault]:
         limits, section = self._config.limits, ("limits",)

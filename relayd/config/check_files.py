@@ -37,6 +37,9 @@ def check_files(config: Config, positions: Positions) -> Iterator[Fault]:
     for index, mailbox in enumerate(config.bounces.mailboxes):
         if mailbox.ca_file is not None and positions.sound(("bounces", "mailboxes")):
             yield from files.certificates(("bounces", "mailboxes", index, "ca_file"), mailbox.ca_file)
+    acme = config.tracking.acme
+    if acme is not None and acme.ca_file is not None and positions.sound(("tracking",)):
+        yield from files.certificates(("tracking", "acme", "ca_file"), acme.ca_file)
     kept = positions.kept.get("dkim")
     for index, key in enumerate(config.dkim):
         yield from files.dkim_key(("dkim", kept[index] if kept is not None else index, "key"), key.key)

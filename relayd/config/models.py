@@ -61,6 +61,7 @@ from relayd.core.retry import parse_schedule
 __all__ = [
     "Access",
     "Account",
+    "Acme",
     "BareNewlines",
     "Bind",
     "BlockRule",
@@ -622,6 +623,29 @@ class Domains(Model):
     )
 
 
+class Acme(Model):
+    """Certificates for tracking hosts from a CA that speaks ACME (RFC 8555), proven over HTTP on port 80."""
+
+    directory: URL = Field(
+        "https://acme-v02.api.letsencrypt.org/directory", description="Where the CA's directory is; https."
+    )
+    agree_terms: bool = Field(
+        False, description="You have read the CA's terms of service and agree to them. It issues nothing without."
+    )
+    email: Address | None = Field(None, description="Where the CA reaches you. Absent: it gets no address.")
+    ca_file: FilePath | None = Field(
+        None, description="PEM file of the only CAs to trust for the directory itself. Absent: those of the system."
+    )
+    self_check: bool = Field(
+        True,
+        description="Before each order, look whether port 80 of the host leads here. `false`: where this machine cannot"
+        " reach its own public address.",
+    )
+    http_port: Count = Field(
+        80, ge=1, le=65535, description="Port that the CA looks at; another one is for test set-ups."
+    )
+
+
 class Tracking(Model):
     """Where links and opens are counted."""
 
@@ -633,6 +657,10 @@ class Tracking(Model):
     )
     proof_zone: Domain | None = Field(
         None, description="Zone below which the TLS front expects proofs of ownership. Absent: `host`."
+    )
+    acme: Acme | None = Field(
+        None,
+        description="How `host` and the tracking domains of one step get their certificates. Absent: they get none.",
     )
 
 
@@ -758,9 +786,22 @@ class Spool(Model):
 
 
 class Web(Model):
-    """Where health and metrics are served over HTTP."""
+    """Where HTTP is served: health and metrics for you, tracking hosts for the world."""
 
-    bind: list[BindAddress] = Field(default_factory=list, description="IP addresses and ports. Empty: no HTTP at all.")
+    bind: list[BindAddress] = Field(
+        default_factory=list,
+        description="IP addresses and ports of health and metrics, and of all that is public. Not for the internet.",
+    )
+    public: list[BindAddress] = Field(
+        default_factory=list,
+        description="IP addresses and ports, like `0.0.0.0:80`, of what the world may see: tracking hosts, and the"
+        " answers to a CA that looks whether they are ours.",
+    )
+    public_tls: list[BindAddress] = Field(
+        default_factory=list,
+        description="The same over TLS, like `0.0.0.0:443`. A tracking host shows the certificate that `tracking.acme`"
+        " got for it, any other name that of the section `tls`.",
+    )
 
 
 class Log(Model):
@@ -834,7 +875,7 @@ class Config(Model):
     bounces: Bounces = Field(default_factory=Bounces, description="Who is told about mail that did not arrive.")
     blocks: Blocks = Field(default_factory=Blocks, description="Which addresses are not mailed any more.")
     spool: Spool = Field(default_factory=Spool, description="How mail is kept on disk.")
-    web: Web = Field(default_factory=Web, description="Where health and metrics are served.")
+    web: Web = Field(default_factory=Web, description="Where HTTP is served.")
     log: Log = Field(default_factory=Log, description="What is logged, and how.")
     shutdown: Duration = Field(
         30.0, ge=1, description="How long stopping may take before what is in flight is cut off."

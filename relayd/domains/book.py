@@ -13,12 +13,13 @@ import structlog
 
 from relayd.config.models import Config
 from relayd.core.address import domain_of
+from relayd.core.units import Millis
 from relayd.domains.changes import nearest
 from relayd.domains.keys import KeyLockedError, PrivateKey, Vault, opened
-from relayd.domains.tracking import host_for
+from relayd.domains.tracking import host_for, ready_hosts
 from relayd.spool.domains import DomainKey, DomainState, DomainStore, Everything, KeyState
 
-_ALARMS = {"domain.degraded", "domain.stopped", "tracking.expired", "tracking.degraded"}
+_ALARMS = {"domain.degraded", "domain.stopped", "tracking.expired", "tracking.degraded", "certificate.failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class DomainBook:
         self._states: dict[str, DomainState] = {}
         self._accounts: dict[str, str] = {}
         self._required = False
+        self._hosts: Mapping[str, Sequence[str]] = {}
         self._default_host = ""
         self._config = config
         self._reading = asyncio.Lock()
@@ -86,6 +88,7 @@ class DomainBook:
         self._accounts = {account.id: account.address.lower() for account in everything.accounts}
         wanted = config.require_verified_domain
         self._required = bool(self._states) if wanted is None else wanted
+        self._hosts = ready_hosts(everything.tracking)
         self._default_host = config.tracking.host or ""
 
     def _open(self, everything: Everything) -> tuple[StoredKey, ...]:
@@ -131,7 +134,11 @@ class DomainBook:
 
     def tracking_host(self, from_domain: str) -> str:
         """The host for links in mail From this domain; "" where none is configured."""
-        return host_for(from_domain, self.everything.tracking, self._default_host)
+        return host_for(from_domain, self._hosts, self._default_host)
+
+    def certificates(self) -> Mapping[str, Millis]:
+        """Tracking host → end of its certificate."""
+        return {each.host: each.not_after for each in self.everything.certificates if each.not_after is not None}
 
     def states(self) -> Mapping[str, str]:
         """Domain → state."""

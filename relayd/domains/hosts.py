@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from relayd.config.models import Config
 from relayd.core.units import Millis
+from relayd.domains import certificates
 from relayd.domains.changes import DomainError, normal, owned, shown
 from relayd.domains.tracking import LAST_STEP, PROOF_WITHIN
+from relayd.spool.certificates import Certificate, ChallengeStore
 from relayd.spool.domains import DomainEvent, DomainStore, Editor, Everything, TrackingDomain
 
 
@@ -110,3 +113,40 @@ async def remove(name: str, store: DomainStore, clock: Callable[[], Millis]) -> 
         editor.tell(DomainEvent(tracking.name, clock(), "tracking.removed"))
 
     await store.change(work)
+
+
+async def ask_again(
+    name: str, config: Config, store: DomainStore, challenges: ChallengeStore, clock: Callable[[], Millis]
+) -> None:
+    """Have the daemon ask the CA for a certificate at once. Raises DomainError: it has none, or not yet; StateError."""
+    host, acme = normal(name, "host"), config.tracking.acme
+    if acme is None:
+        raise DomainError("tracking.acme is not configured: relayd gets no certificates")
+    if host != config.tracking.host:
+        tracking = find(await store.everything(), name)
+        if tracking.steps == LAST_STEP:
+            raise DomainError(f"{shown(host)} leads to a TLS front, which has a certificate of its own")
+        if not certificates.wants_one(tracking):
+            raise DomainError(
+                f"{shown(host)} is {tracking.state}: it gets a certificate once it is verified "
+                f"(relayd tracking-domain verify {shown(host)})"
+            )
+    paused = (await challenges.account(acme.directory)).pause_until
+    if paused > clock():
+        raise DomainError(f"the CA asked to be left alone until {_clock_time(paused)}")
+
+    def work(editor: Editor) -> None:
+        now, known = clock(), editor.certificate(host) or Certificate(host)
+        earliest = certificates.earliest(known, now)
+        if earliest > now:
+            raise DomainError(
+                f"the last order failed ({known.error}), and CAs count those: the next one may be made at "
+                f"{_clock_time(earliest)}"
+            )
+        editor.put_certificate(replace(known, due=now))
+
+    await store.change(work)
+
+
+def _clock_time(at: Millis) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,14 +176,45 @@ def _watch(tracking: TrackingDomain, findings: Sequence[Finding]) -> TrackingDom
     return tracking
 
 
-def host_for(from_domain: str, tracking: Iterable[TrackingDomain], default: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which host the links of a mail use, and why."""
+
+    host: str
+    """"" where there is no shared host either."""
+    organisation: str
+    """The organisational domain of From; "" where there is none."""
+    own: bool
+    """It is of that organisation; else it is the shared one."""
+    passed_over: tuple[TrackingDomain, ...] = ()
+    """Hosts of that organisation that are not verified."""
+
+
+def ready_hosts(tracking: Iterable[TrackingDomain]) -> dict[str, list[str]]:
+    """The hosts that links may use now, by organisational domain."""
+    ready: dict[str, list[str]] = {}
+    for each in tracking:
+        if each.state is TrackingState.VERIFIED:
+            ready.setdefault(dmarc.organisational(each.name), []).append(each.name)
+    return ready
+
+
+def host_for(from_domain: str, ready: Mapping[str, Sequence[str]], default: str) -> str:
     """The host for links of a mail From this domain: a verified one of the same organisation, else the shared one."""
-    ready = [each.name for each in tracking if each.state is TrackingState.VERIFIED]
+    own = ready.get(dmarc.organisational(from_domain), ()) if from_domain else ()
+    return max(own, key=lambda name: (_common(name, from_domain), name)) if own else default
+
+
+def choice(from_domain: str, tracking: Sequence[TrackingDomain], default: str) -> Choice:
+    """The same, with the reasons."""
     organisation = dmarc.organisational(from_domain) if from_domain else ""
-    own = [name for name in ready if dmarc.organisational(name) == organisation]
-    if own:
-        return max(own, key=lambda name: (_common(name, from_domain), name))
-    return default
+    ready = ready_hosts(tracking)
+    over = tuple(
+        each
+        for each in tracking
+        if each.state is not TrackingState.VERIFIED and dmarc.organisational(each.name) == organisation
+    )
+    return Choice(host_for(from_domain, ready, default), organisation, bool(ready.get(organisation)), over)
 
 
 def _common(one: str, other: str) -> int:

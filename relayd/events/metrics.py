@@ -7,6 +7,7 @@ the figures live in files that any of them can sum. docs/metrics.md explains eac
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,6 +146,9 @@ class Metrics:
         state = "1 for the state that a sender domain is in."
         self._domain_state = gauge("relayd_domain_state", state, "domain", "state", mode="livemax")
         self._domains: set[tuple[str, str]] = set()
+        lasts = "How long the certificate of a tracking host is still good; below 0: it has expired."
+        self._certificate = gauge("relayd_certificate_expires_seconds", lasts, "host", mode="livemin")
+        self._certified: set[str] = set()
         self._blocked: set[str] = set()
 
     def _machine_metrics(self, slots: int) -> None:
@@ -220,6 +224,14 @@ class Metrics:
         for domain, state in now:
             self._domain_state.labels(domain, state).set(1)
         self._domains |= now
+
+    def certificates(self, seconds: Mapping[str, float]) -> None:
+        """The certificates of tracking hosts are good for so long, all of them."""
+        for host in self._certified - set(seconds):
+            self._certificate.labels(host).set(math.inf)  # nothing is left of it that could expire
+        for host, left in seconds.items():
+            self._certificate.labels(host).set(left)
+        self._certified |= set(seconds)
 
     # -- the machine
 

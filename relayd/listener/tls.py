@@ -15,7 +15,11 @@ def certificate_paths(files: TLSFiles, data_dir: Path) -> tuple[Path, Path]:
 
 def server_context(files: TLSFiles, data_dir: Path) -> ssl.SSLContext:
     """A context for our listeners: TLS 1.2 or newer. Raises OSError and ssl.SSLError for unusable files."""
-    certificate, key = certificate_paths(files, data_dir)
+    return context_of(*certificate_paths(files, data_dir))
+
+
+def context_of(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
+    """The same for any two files."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # no renegotiation, no compression: nothing for which a client could make us work without working itself

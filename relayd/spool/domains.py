@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import orjson
 
 from relayd.core.units import Millis
+from relayd.spool import certificates
+from relayd.spool.certificates import Certificate
 from relayd.spool.state import StateDB, StateError
 
 T = TypeVar("T")
@@ -165,6 +167,7 @@ class Everything:
     keys: tuple[DomainKey, ...] = ()
     tracking: tuple[TrackingDomain, ...] = ()
     accounts: tuple[SenderAccount, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
 
 
 class Editor:
@@ -191,6 +194,7 @@ class Editor:
                 SenderAccount(*row)
                 for row in db.execute("SELECT id, address, added_at FROM sender_account ORDER BY id")
             ),
+            certificates.read_certificates(db),
         )
 
     def domain(self, name: str) -> SenderDomain | None:
@@ -234,8 +238,21 @@ class Editor:
         self._db.execute("REPLACE INTO tracking_domain VALUES (?, ?)", (tracking.name, _written(tracking)))
 
     def remove_tracking(self, name: str) -> None:
-        """Forget it."""
+        """Forget it, and its certificate; the history stays."""
         self._db.execute("DELETE FROM tracking_domain WHERE name = ?", (name,))
+        self.remove_certificate(name)
+
+    def certificate(self, host: str) -> Certificate | None:
+        """The certificate of a tracking host, with the attempts to get it."""
+        return certificates.read_certificate(self._db, host)
+
+    def put_certificate(self, certificate: Certificate) -> None:
+        """Write one, new or changed."""
+        certificates.put_certificate(self._db, certificate)
+
+    def remove_certificate(self, host: str) -> None:
+        """Forget it and its key."""
+        certificates.remove_certificate(self._db, host)
 
     def put_account(self, account: SenderAccount) -> None:
         """Write one, new or changed."""

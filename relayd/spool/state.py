@@ -101,6 +101,12 @@ _SCHEMA = (
     """
     CREATE TABLE budget (name TEXT NOT NULL, kind TEXT NOT NULL, usage TEXT NOT NULL, PRIMARY KEY (name, kind))
     """,
+    # certificates of tracking hosts, keys encrypted: certificates.py
+    """
+    CREATE TABLE certificate (host TEXT PRIMARY KEY, facts TEXT NOT NULL, private BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE ca_account (directory TEXT PRIMARY KEY, facts TEXT NOT NULL, private BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE challenge (token TEXT PRIMARY KEY, answer TEXT NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 

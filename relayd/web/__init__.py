@@ -1,3 +1,3 @@
-"""HTTP: health and metrics."""
+"""HTTP: health, metrics, and what tracking hosts show the world."""
 
 from __future__ import annotations

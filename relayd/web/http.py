@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
-from collections.abc import Awaitable, Callable, Generator
+import ssl
+from collections.abc import Awaitable, Callable, Generator, Sequence
 
 import structlog
 import uvicorn
@@ -25,15 +27,35 @@ HEAD_LIMIT = 16 * 1024
 BODY_LIMIT = 64 * 1024
 """Octets of a body: no page here wants one."""
 HEAD_SECONDS = 10.0
-"""Time for a request to arrive whole, from the connection's begin or its first octet."""
+"""Time for a TLS handshake, and for a request to arrive whole, from the connection's begin or its first octet."""
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 """Of /metrics, as prometheus_client writes it."""
 _STOP_SECONDS = 2
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
+"""RFC 8555 8.3: base64url, 128 bits at least."""
+
+Challenges = Callable[[str], Awaitable[str | None]]
+"""Token → what proves to a CA that the host is ours; None for tokens that nobody has issued."""
 
 
-def build(metrics: Callable[[], Awaitable[bytes]], health: Callable[[], Health]) -> FastAPI:
-    """The application. No pages that document it: there is no API yet."""
+def public(challenges: Challenges) -> FastAPI:
+    """What the world may see. No pages that document it: there is no API yet."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @app.get("/.well-known/acme-challenge/{token}")
+    async def challenge(token: str) -> Response:
+        """The answer to an HTTP-01 challenge (RFC 8555 8.3)."""
+        answer = await challenges(token) if _TOKEN.fullmatch(token) else None
+        if answer is None:
+            return Response("not found\n", 404, media_type="text/plain")
+        return Response(answer, media_type="application/octet-stream")
+
+    return app
+
+
+def private(metrics: Callable[[], Awaitable[bytes]], health: Callable[[], Health], challenges: Challenges) -> FastAPI:
+    """The application for those who run relayd: health, metrics, and all that is public."""
+    app = public(challenges)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -63,9 +85,10 @@ def build(metrics: Callable[[], Awaitable[bytes]], health: Callable[[], Health])
 
 
 class Server(uvicorn.Server):
-    """uvicorn.Server that leaves signals to the daemon and says when it listens."""
+    """uvicorn.Server that leaves signals to the daemon, says when it listens, and speaks TLS on some of its sockets."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, secure: Sequence[socket.socket] = (), tls: ssl.SSLContext | None = None) -> None:
+        """`secure`: those of the sockets given to `serve` that speak TLS, by the context `tls`."""
         config = uvicorn.Config(
             app,
             http=GuardedProtocol,
@@ -80,6 +103,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._secure = frozenset(secure)
+        self._tls = tls
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -88,8 +113,19 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and tell."""
-        await super().startup(sockets)
+        await super().startup([])  # uvicorn knows one TLS setting for all, and lets a handshake take a minute
+        loop = asyncio.get_running_loop()
+        for sock in sockets or ():
+            tls = self._tls if sock in self._secure else None
+            patience = HEAD_SECONDS if tls is not None else None
+            server = await loop.create_server(
+                self._protocol, sock=sock, ssl=tls, ssl_handshake_timeout=patience, backlog=self.config.backlog
+            )
+            self.servers.append(server)
         self.listening.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return GuardedProtocol(self.config, self.server_state, self.lifespan.state)
 
 
 class GuardedProtocol(HttpToolsProtocol):

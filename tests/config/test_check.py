@@ -26,6 +26,10 @@ def routes(*texts: str) -> dict[str, str]:
     return {"routes": "routes:\n" + "".join(f"  - {{{text}}}\n" for text in texts)}
 
 
+def acme(text: str = "agree_terms: true", web: str = "public: ['0.0.0.0:80'], public_tls: ['0.0.0.0:443']") -> str:
+    return f"tracking: {{host: link.example.com, acme: {{{text}}}}}\nweb: {{{web}}}\n"
+
+
 CREDENTIAL = f"credentials:\n  - {{username: shop, password: '{HASH}'}}\n"
 A = "name: a, bind: ['127.0.0.1:1']"
 OUT = "name: a, bind: ['0.0.0.0:1']"
@@ -37,6 +41,24 @@ ROWS: list[tuple[str, dict[str, str], str, list[str]]] = [
     ("port 25", upstream("port: 25"), "", ["error upstreams.sandbox.port: port 25 is for servers"]),
     ("port 25 by name", upstream("port: 25, allow_port_25: true"), "", []),
     ("other ports", upstream("port: 2525"), "", []),
+    ("acme", {}, acme(), []),
+    ("acme whose terms nobody agreed to", {}, acme(""),
+     ["error tracking.acme: the CA issues nothing before you agree"]),
+    ("acme whose terms are not agreed to", {}, acme("agree_terms: false"),
+     ["error tracking.acme.agree_terms: the CA issues nothing before you agree"]),
+    ("acme without TLS", {}, acme("agree_terms: true, directory: 'http://ca.example/dir'"),
+     ["error tracking.acme.directory: is asked without TLS"]),
+    ("acme on this machine", {}, acme("agree_terms: true, directory: 'http://127.0.0.1:1/dir'"), []),
+    ("acme that nobody could reach", {}, acme(web="public_tls: ['0.0.0.0:443']"),
+     ["error tracking.acme: the CA looks at port 80"]),
+    ("acme whose certificates nobody shows", {}, acme(web="bind: ['0.0.0.0:80']"),
+     ["error tracking.acme: it gets certificates, and nothing shows them"]),
+    ("acme without a host", {}, acme().replace("host: link.example.com, ", ""),
+     ["error tracking.acme: there is no tracking.host"]),
+    ("acme with a CA file that is not there", {}, acme("agree_terms: true, ca_file: /nowhere.pem"),
+     ["error tracking.acme.ca_file: /nowhere.pem is not there"]),
+    ("web twice at one place", {}, "web: {public: ['127.0.0.1:81'], public_tls: ['127.0.0.1:81']}\n",
+     ["error web.public_tls[0]: 127.0.0.1:81 is taken by web.public already"]),
     ("inbound without a domain", listener("name: mx, role: inbound, bind: ['0.0.0.0:1']"), "",
      ["error listeners[0].role: role: inbound needs bounces.domain"]),
     ("inbound", listener("name: mx, role: inbound, bind: ['0.0.0.0:1'], tls: none"), BOUNCE_DOMAIN, []),

@@ -311,6 +311,7 @@ def _sections() -> list[tuple[str, str]]:
         "DKIMKey": "dkim: [{domain: d, selector: s, key: k, %s}]",
         "Domains": "domains: {%s}",
         "Tracking": "tracking: {%s}",
+        "Acme": "tracking: {acme: {%s}}",
         "Retry": "retry: {%s}",
         "Mailbox": "bounces: {mailboxes: [{name: b, host: h, username: u, password: p, %s}]}",
         "Bounces": "bounces: {%s}",

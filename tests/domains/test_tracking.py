@@ -13,7 +13,7 @@ from relayd.config.models import Config
 from relayd.domains.changes import DomainError
 from relayd.domains.hosts import HostWish, add, find, remove
 from relayd.domains.service import Checker
-from relayd.domains.tracking import PROOF_WITHIN, expected, host_for, steps
+from relayd.domains.tracking import PROOF_WITHIN, expected, host_for, ready_hosts, steps
 from relayd.spool.domains import DomainStore, TrackingDomain, TrackingState
 from relayd.spool.state import StateDB
 from tests.domains.sites import config_for
@@ -173,7 +173,7 @@ def test_links_use_a_verified_host_of_the_same_organisation() -> None:
         for name in ("link.example.jp", "go.shop.example.jp", "t.other.co.jp")
     ]
     pending = replace(ready[0], name="new.third.jp", state=TrackingState.PENDING)
-    hosts = [*ready, pending]
+    hosts = ready_hosts([*ready, pending])
     assert host_for("example.jp", hosts, "link.relay.test") == "link.example.jp"
     assert host_for("shop.example.jp", hosts, "link.relay.test") == "go.shop.example.jp"
     assert host_for("other.co.jp", hosts, "link.relay.test") == "t.other.co.jp"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
 
 import pytest
+import trustme
 
 from relayd.web import http as web
-from relayd.web.server import Health, WebServer
+from relayd.web.server import Health, Pages, WebServer
+from relayd.web.tls import by_name
+
+TOKEN = "a-token_of_a_challenge-01"
 
 
 class State:
@@ -26,13 +31,16 @@ class State:
             raise self.fault
         return b"relayd_workers 1.0\n"
 
+    async def challenge(self, token: str) -> str | None:
+        return f"{token}.thumb" if token == TOKEN else None
+
 
 @pytest.fixture
 async def state() -> AsyncIterator[State]:
     state = State()
     sock = socket.create_server(("127.0.0.1", 0))
     state.port = sock.getsockname()[1]
-    server = WebServer([sock], state.metrics, lambda: state.health)
+    server = WebServer({"web": [sock]}, Pages(state.metrics, lambda: state.health, state.challenge))
     await server.start()
     yield state
     await server.stop()
@@ -127,7 +135,7 @@ async def test_connections_are_capped_and_others_go_on(state: State, monkeypatch
 
 
 async def test_without_sockets_there_is_no_server() -> None:
-    server = WebServer([], State().metrics, Health)
+    server = WebServer({}, Pages(State().metrics, Health, State().challenge))
     await server.start()
     await server.stop()
 
@@ -135,3 +143,60 @@ async def test_without_sockets_there_is_no_server() -> None:
 async def test_garbage_is_answered_and_nothing_breaks(state: State) -> None:
     assert (await talk(state, b"EHLO there\r\nMAIL FROM:<>\r\n\r\n")).startswith(b"HTTP/1.1 400")
     assert (await get(state, "/healthz"))[0] == 200
+
+
+async def test_challenges_are_answered_and_nothing_else_is_public(state: State) -> None:
+    path = "/.well-known/acme-challenge/"
+    assert await get(state, path + TOKEN) == (200, f"{TOKEN}.thumb".encode())
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        inside, state.port = state.port, sock.getsockname()[1]
+        server = WebServer({"web.public": [sock]}, Pages(state.metrics, lambda: state.health, state.challenge))
+        await server.start()
+        assert await get(state, path + TOKEN) == (200, f"{TOKEN}.thumb".encode())
+        for unknown in (
+            path + "x" * 20,
+            path + "short",
+            path + "..%2f..%2fsecret-of-length",
+            path,
+            "/metrics",
+            "/healthz",
+        ):
+            assert (await get(state, unknown))[0] == 404
+        await server.stop()
+        state.port = inside
+    assert (await get(state, "/healthz"))[0] == 200
+
+
+async def test_the_certificate_is_picked_by_name_at_every_handshake(state: State) -> None:
+    ca = trustme.CA()
+    contexts = {name: server_context(ca, name) for name in ("a.test", "b.test")}
+    known = {"a.test": contexts["a.test"]}
+    tls = by_name(contexts["b.test"], known.get, lambda: contexts["b.test"])
+    client = ssl.create_default_context()
+    ca.configure_trust(client)
+    client.check_hostname = False
+
+    def shown(name: str | None) -> str:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as raw,
+            client.wrap_socket(raw, server_hostname=name) as secure,
+        ):
+            secure.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert secure.recv(100).startswith(b"HTTP/1.1 404")
+            return str(secure.getpeercert()["subjectAltName"][0][1])  # type: ignore[index]
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        server = WebServer({"web.public_tls": [sock]}, Pages(state.metrics, Health, state.challenge, tls))
+        await server.start()
+        asked = ("a.test", "A.TEST", "c.test", None)
+        assert [await asyncio.to_thread(shown, name) for name in asked] == ["a.test", "a.test", "b.test", "b.test"]
+        known["c.test"] = contexts["a.test"]
+        assert await asyncio.to_thread(shown, "c.test") == "a.test"
+        await server.stop()
+
+
+def server_context(ca: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(name).configure_cert(context)
+    return context

@@ -33,6 +33,13 @@ ns1 IN A 127.0.0.1
 ns2 IN A 127.0.0.1
 """
 
+_ROOT = """\
+$TTL 1
+@ IN SOA ns. hostmaster. 1 3600 600 86400 1
+@ IN NS ns.
+ns IN A 127.0.0.1
+"""
+
 
 class Bind:
     """A running named. TTLs are one second, negative ones, too."""
@@ -74,10 +81,13 @@ class Bind:
         lines = [
             f'options {{ directory "{directory}"; listen-on port {self.port} {{ {listen}; }};',
             "  listen-on-v6 { none; };",
-            f'  pid-file "{directory}/pid"; session-keyfile "{directory}/key"; recursion no; dnssec-validation no;',
+            f'  pid-file "{directory}/pid"; session-keyfile "{directory}/key"; recursion yes; dnssec-validation no;',
             "  notify no; };",
             "controls { };",
         ]
+        # a root of its own: it follows CNAMEs from zone to zone as resolvers do, and never asks the world
+        (directory / "root.db").write_text(_ROOT)
+        lines.append(f'zone "." {{ type primary; file "{directory}/root.db"; }};')
         for zone in self.zones:
             path = directory / f"{zone}.db"
             path.write_text(_ZONE.format(zone=zone))
