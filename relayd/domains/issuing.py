@@ -1,46 +1,27 @@
 """The duty of getting and renewing certificates of tracking hosts: one worker at a time, one order at a time.
 
-The conversation itself is ca.py's, what a failure means certificates.py's; here is the order of things.
+An order itself is ordering.py's, what a failure means certificates.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import random
-import secrets
-import threading
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
-
-import structlog
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from relayd.config.models import Acme, Config
 from relayd.core.units import Millis
-from relayd.domains import certificates, issued, reach
-from relayd.domains.certificates import CAError
-from relayd.domains.service import lookup_of
-from relayd.spool.certificates import CAAccount, Certificate, ChallengeStore
-from relayd.spool.domains import DomainEvent, DomainStore, Editor, Everything
+from relayd.domains import certificates
+from relayd.domains.issued import CertificateSafe
+from relayd.spool.certificates import ChallengeStore
+from relayd.spool.domains import DomainStore, Everything
 from relayd.spool.state import StateDB
-from relayd.spool.vault import LockedError
 
 if TYPE_CHECKING:
-    from relayd.domains.ca import Conversation
-
-T = TypeVar("T")
+    from relayd.domains.ordering import Orders
 
 LEASE = "certificates"
 _LEASE_FOR: Millis = 300_000
-_STEP = 120.0
-"""Seconds for one step of a conversation with a CA."""
-_PROOF = 180.0
-"""Seconds that a CA gets to look at the proof."""
-_SHOWN: Millis = 3_600_000
-"""How long a challenge may stay answered if nobody takes it away."""
-WELL_KNOWN = "/.well-known/acme-challenge/"
 
 
 class CertificateDuty:
@@ -53,13 +34,11 @@ class CertificateDuty:
         self._config = config
         self._owner = owner
         self._clock = clock
-        self._random = random.Random()  # noqa: S311 - jitter, not secrecy
-        self._safe: issued.CertificateSafe | None = None
-        self._log = structlog.get_logger("relayd.domains")
+        self._safe: CertificateSafe | None = None
 
     def use(self, secret: bytes) -> None:
         """Know the secret that locks keys."""
-        self._safe = issued.CertificateSafe(secret)
+        self._safe = CertificateSafe(secret)
 
     def apply(self, config: Config) -> None:
         """Take over a changed configuration."""
@@ -75,7 +54,7 @@ class CertificateDuty:
         `unusable`: hosts whose key cannot be opened any more.
         """
         acme = self._config.tracking.acme
-        if acme is None or not certificates.due(known, self._config, self._clock(), unusable()):
+        if acme is None or self._safe is None or not certificates.due(known, self._config, self._clock(), unusable()):
             return 0
         if (await self._challenges.account(acme.directory)).pause_until > self._clock():
             return 0
@@ -83,13 +62,14 @@ class CertificateDuty:
             return 0
         tried = 0
         try:
+            orders = await asyncio.to_thread(self._orders, acme, self._safe)
             # another worker may have done it all since `known` was read
             fresh = await self._store.everything()
             for host in certificates.due(fresh, self._config, self._clock(), unusable()):
                 if not await self._hold():
                     break
                 tried += 1
-                if not await self._get(host, acme):
+                if not await orders.get(host):
                     break
         finally:
             await self._state.release(LEASE, self._owner)
@@ -98,182 +78,8 @@ class CertificateDuty:
     async def _hold(self) -> bool:
         return await self._state.claim(LEASE, self._owner, self._clock(), _LEASE_FOR)
 
-    # -- one host
+    def _orders(self, acme: Acme, safe: CertificateSafe) -> Orders:
+        from relayd.domains.ordering import Orders  # noqa: PLC0415 - 25 MiB, for the one worker that orders
 
-    async def _get(self, host: str, acme: Acme) -> bool:
-        """Try to get a certificate, and write down what came of it; False where the CA wants to be left alone."""
-        attempt = _Attempt(host)
-        try:
-            await self._reachable(host, acme)
-            await self._order(attempt, acme)
-        except (CAError, LockedError) as error:
-            return await self._fail(attempt, acme, error if isinstance(error, CAError) else CAError(str(error)))
-        except Exception:
-            # a fault of ours must not order again and again
-            await self._fail(attempt, acme, CAError("a fault inside relayd: the log says more"))
-            raise
-        return True
-
-    async def _reachable(self, host: str, acme: Acme) -> None:
-        if not acme.self_check:
-            return
-        token, content = (secrets.token_urlsafe(24) for _ in range(2))
-        now = self._clock()
-        await self._challenges.show({token: content}, now, now + _SHOWN)
-        lookup = lookup_of(self._config)
-        try:
-            trouble = await reach.trouble(host, acme.http_port, WELL_KNOWN + token, content, lookup)
-        finally:
-            await lookup.close()
-            await self._challenges.hide([token])
-        if trouble:
-            raise CAError(trouble)
-
-    async def _order(self, attempt: _Attempt, acme: Acme) -> None:
-        talk = await self._open(acme)
-        host = attempt.host
-        await self._write(host, lambda known: certificates.ordering(known, acme.directory, self._clock()))
-        attempt.ordered = True
-        key = issued.fresh_key()
-        answers = await self._step(lambda: talk.order(issued.request_for(host, key)))
-        await self._remember(acme, talk)
-        try:
-            now = self._clock()
-            await self._challenges.show(answers, now, now + _SHOWN)
-            await self._step(talk.answer)
-            await self._proven(talk)
-            chain = await self._step(talk.finalize)
-        finally:
-            await self._challenges.hide(list(answers))
-        await self._keep(host, chain, key)
-
-    async def _open(self, acme: Acme) -> Conversation:
-        """Directory and account. The key is kept before it is registered: a crash must not lose the account."""
-        account = await self._challenges.account(acme.directory)
-        try:
-            key = issued.read_key(self._locks.open(account.private, acme.directory)) if account.private else None
-        except LockedError as error:
-            self._log.warning("a new account at the CA is made", directory=acme.directory, reason=str(error))
-            key = None
-        if key is None:
-            key = issued.fresh_key()
-            private = self._locks.lock(issued.written(key), acme.directory)
-            account = CAAccount(acme.directory, private=private, pause_until=account.pause_until)
-            await self._challenges.keep_account(account)
-        talk = await in_thread(lambda: _conversation(acme, key, account))
-        await self._step(talk.open)
-        await self._remember(acme, talk)
-        return talk
-
-    async def _remember(self, acme: Acme, talk: Conversation) -> None:
-        account = await self._challenges.account(acme.directory)
-        now = replace(account, uri=talk.uri, email=acme.email or "")
-        if now != account:
-            await self._challenges.keep_account(now)
-
-    async def _proven(self, talk: Conversation) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PROOF
-        while wait := await self._step(talk.pending):
-            if loop.time() + wait > deadline:
-                raise CAError(f"the CA did not look at the proof within {_PROOF:g} s")
-            await self._hold()
-            await asyncio.sleep(wait)
-
-    async def _step(self, step: Callable[[], T]) -> T:
-        try:
-            async with asyncio.timeout(_STEP):
-                return await in_thread(step)
-        except TimeoutError:
-            raise CAError(f"the CA took longer than {_STEP:g} s") from None
-
-    # -- what is written down
-
-    @property
-    def _locks(self) -> issued.CertificateSafe:
-        if self._safe is None:
-            raise LockedError("the secret is not known yet")
-        return self._safe
-
-    async def _keep(self, host: str, chain: str, key: EllipticCurvePrivateKey) -> None:
-        span = issued.lives(chain, host, key)
-        private = self._locks.lock(issued.written(key), host)
-        chance = self._random.random()
-        first: list[bool] = []
-
-        def renewed(known: Certificate) -> Certificate:
-            first.append(not known.chain)
-            return certificates.got(known, chain, private, span, now=self._clock(), chance=chance)
-
-        def told(written: Certificate) -> DomainEvent:
-            kind = "certificate.issued" if first[-1] else "certificate.renewed"
-            detail = {"expires_at": written.not_after, "renewal_at": written.due}
-            return DomainEvent(host, self._clock(), kind, detail)
-
-        await self._write(host, renewed, told)
-
-    async def _fail(self, attempt: _Attempt, acme: Acme, error: CAError) -> bool:
-        chance = self._random.random()
-
-        def failed(known: Certificate) -> Certificate:
-            return certificates.failed(
-                known, acme.directory, error, ordered=attempt.ordered, now=self._clock(), chance=chance
-            )
-
-        def told(written: Certificate) -> DomainEvent:
-            detail = {"reason": str(error), "again_at": written.due, "expires_at": written.not_after}
-            return DomainEvent(attempt.host, self._clock(), "certificate.failed", detail)
-
-        await self._write(attempt.host, failed, told)
-        pause = certificates.pause(error)
-        if pause:
-            account = await self._challenges.account(acme.directory)
-            await self._challenges.keep_account(replace(account, pause_until=self._clock() + pause))
-        return not pause
-
-    async def _write(
-        self,
-        host: str,
-        change: Callable[[Certificate], Certificate],
-        told: Callable[[Certificate], DomainEvent] | None = None,
-    ) -> None:
-        def work(editor: Editor) -> None:
-            known = editor.certificate(host)
-            written = change(known or Certificate(host))
-            if host not in certificates.wanted(editor.everything(), self._config) and known is None:
-                return  # removed meanwhile
-            editor.put_certificate(written)
-            if told is not None:
-                editor.tell(told(written))
-
-        await self._store.change(work)
-
-
-class _Attempt:
-    """How far one got."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.ordered = False
-
-
-def _conversation(acme: Acme, key: EllipticCurvePrivateKey, account: CAAccount) -> Conversation:
-    from relayd.domains.ca import Conversation  # noqa: PLC0415 - 20 MiB, for the one worker that orders
-
-    return Conversation(acme, key, account.uri, account.email)
-
-
-def in_thread(work: Callable[[], T]) -> Awaitable[T]:
-    """Run what blocks in a thread that ends with the process: one of the loop's pool would keep it from stopping."""
-    result: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def run() -> None:
-        if not result.set_running_or_notify_cancel():
-            return
-        try:
-            result.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="certificates", daemon=True).start()
-    return asyncio.wrap_future(result)
+        store, challenges = self._store, self._challenges
+        return Orders(store, challenges, self._config, acme=acme, safe=safe, hold=self._hold, clock=self._clock)
