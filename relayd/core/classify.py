@@ -14,6 +14,8 @@ from relayd.core.phrases import Index, plain
 from relayd.core.reply import Reply
 from relayd.core.rules import ROWS, Row
 
+_WORDLESS = tuple(place for place, row in enumerate(ROWS) if not row.text)
+"""Rows that need no words."""
 _OPENING = frozenset({Stage.CONNECT, Stage.TLS, Stage.EHLO, Stage.AUTH})
 _LOGIN_CODES = frozenset({530, 534, 535, 538})
 _ABOUT_US = frozenset({ReplyClass.RELAYING_DENIED, ReplyClass.SENDER_REJECTED, ReplyClass.LOGIN_REFUSED})
@@ -31,10 +33,10 @@ def find(code: int, enhanced: str, text: str, stage: Stage | None, *, bounce: bo
     number, words = str(code) if code else "", plain(text)
     phrases = index()
     candidates = phrases.candidates(words)
-    for place, row in enumerate(ROWS):
+    for place in sorted([*_WORDLESS, *candidates]):
+        row = ROWS[place]
         if (
-            (not row.text or place in candidates)
-            and (row.bounce is None or row.bounce is bounce)
+            (row.bounce is None or row.bounce is bounce)
             and (row.stages is None or stage in row.stages)
             and (row.codes is None or row.codes.fullmatch(number))
             and (row.enhanced is None or row.enhanced.fullmatch(enhanced))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench_lib import backlog, fanout, large, latency, throughput
+from bench_lib import backlog, bounces, fanout, large, latency, throughput
 
 MEASUREMENTS = {
     "throughput": throughput,
@@ -13,6 +13,7 @@ MEASUREMENTS = {
     "backlog": backlog,
     "large": large,
     "recipients": fanout,
+    "bounces": bounces,
 }
 
 

@@ -29,7 +29,7 @@ _TYPE = re.compile(r"\s*([a-z0-9.+_-]{1,60})\s*/\s*([a-z0-9.+_-]{1,60})", re.IGN
 _GUESSED_BOUNDARY = re.compile(
     rb"^--([^\s-][^\n]{2,200}|-{2,}[^\s-][^\n]{2,200})[ \t]*\n(?=[A-Za-z-]{1,60}:)", re.MULTILINE
 )
-_FOLD = re.compile(r"\n(?=[ \t])")
+_FIELD = re.compile(r"^([!-9;-~]{1,80})[ \t]*:(.*)", re.MULTILINE)
 
 Fields = list[tuple[str, str]]
 
@@ -50,10 +50,14 @@ class Part:
     parts: list[Part] = field(default_factory=list)
     default: bool = False
     """It does not say its type itself."""
+    _values: dict[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._values = dict(reversed(self.fields))
 
     def value(self, name: str) -> str:
         """The first field of that name (lower case), as it came; "" where there is none."""
-        return next((value for key, value in self.fields if key == name), "")
+        return self._values.get(name, "")
 
     def text_value(self, name: str) -> str:
         """Like `value`, encoded words decoded."""
@@ -160,22 +164,21 @@ def header(octets: bytes, start: int, end: int) -> tuple[Fields, int]:
     blank = octets.find(b"\n\n", start, min(end, start + MAX_HEADER))
     stop = blank + 1 if blank >= 0 else min(end, start + MAX_HEADER)
     text = octets[start:stop].decode("utf-8", "surrogateescape")
-    fields: Fields = []
-    for line in _unfolded(text):
-        name, colon, value = line.partition(":")
-        name = name.rstrip(" \t")
-        if not colon or not name or len(name) > 80 or not name.isascii() or " " in name or "\t" in name:
-            if not fields and line.strip() and not line.startswith(("From ", ">From ")):
-                return [], start  # no header at all: everything is body
-            continue
-        fields.append((name.lower(), value[:MAX_VALUE].strip()))
-        if len(fields) >= MAX_FIELDS:
-            break
+    if "\n " in text or "\n\t" in text:
+        text = text.replace("\n ", " ").replace("\n\t", "\t")
+    if not _begins(text):
+        return [], start  # no header at all: everything is body
+    fields = [(name.lower(), value[:MAX_VALUE].strip()) for name, value in _FIELD.findall(text)[:MAX_FIELDS]]
     return fields, min(end, blank + 2 if blank >= 0 else stop)
 
 
-def _unfolded(text: str) -> list[str]:
-    """Lines, continued ones joined."""
-    if "\n " in text or "\n\t" in text:
-        text = _FOLD.sub("", text)
-    return text.split("\n")
+def _begins(text: str) -> bool:
+    """Whether nothing but what mailboxes put there (blank lines, "From ") stands before the first field."""
+    if _FIELD.match(text):
+        return True
+    for line in text.split("\n"):
+        if _FIELD.match(line):
+            return True
+        if line.strip() and not line.startswith(("From ", ">From ")):
+            return False
+    return True

@@ -12,6 +12,7 @@ from relayd.core import xtext
 from relayd.core.bounce.addresses import first_address, host_of
 
 MAX_RECIPIENTS = 100
+_RECIPIENTS = ("final-recipient", "original-recipient", "x-actual-recipient")
 MAX_LINES = 2000
 
 _FIELD = re.compile(r"[> \t]{0,8}([A-Za-z][A-Za-z0-9-]{2,40})[ \t]*:[ \t]*(.*)")
@@ -32,6 +33,7 @@ class Block:
     """The fields of one recipient: lower-case name → value, folded lines joined."""
 
     fields: dict[str, str] = field(default_factory=dict)
+    _recipient: str | None = None
 
     def get(self, name: str) -> str:
         """A field's value, "" where there is none."""
@@ -40,11 +42,20 @@ class Block:
     @property
     def recipient(self) -> str:
         """The address the report is about: Final-Recipient where that is one, as it is what failed."""
-        for name in ("final-recipient", "original-recipient", "x-actual-recipient"):
-            found = typed_address(self.get(name))
-            if found:
-                return found
-        return ""
+        if self._recipient is None:
+            found = (typed_address(self.fields[name]) for name in _RECIPIENTS if name in self.fields)
+            self._recipient = next(filter(None, found), "")
+        return self._recipient
+
+    def put(self, name: str, value: str) -> None:
+        """Set a field, the first of its name."""
+        self.fields.setdefault(name, value)
+        self._recipient = None
+
+    def append(self, name: str, more: str) -> None:
+        """Continue a field."""
+        self.fields[name] += f" {more}"
+        self._recipient = None
 
     @property
     def remote(self) -> str:
@@ -100,7 +111,7 @@ def parse(text: str) -> Report:
             again = name in block.fields and (name in ("final-recipient", "action", "status") or _whole(block))
             if again or (not last and name.endswith("-recipient") and _whole(block)):
                 block = _closed(report, block)
-            block.fields.setdefault(name, value)
+            block.put(name, value)
         elif name.startswith("x-"):
             report.message.setdefault(name, value)
         last = name
@@ -122,9 +133,11 @@ def _closed(report: Report, block: Block) -> Block:
 
 
 def _append(report: Report, block: Block, name: str, more: str) -> None:
-    fields = block.fields if name in block.fields else report.message
-    if name in fields and len(fields[name]) < 4000:
-        fields[name] = f"{fields[name]} {more}"
+    if name in block.fields:
+        if len(block.fields[name]) < 4000:
+            block.append(name, more)
+    elif name in report.message and len(report.message[name]) < 4000:
+        report.message[name] += f" {more}"
 
 
 def looks_like_one(text: str) -> bool:
