@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -217,7 +218,8 @@ class App:
         self._reporter.start()
         for listener in self._config.listeners:
             await self._listen(listener, self._config)
-        await self._serve_web(self._sockets)
+        self._web = self._web_server(self._sockets, self._tls)
+        await self._web.start()
         await self._control.start()
         await self._inbound.start()
         self._duty(_SWEEP, "sweep", self._sweep)
@@ -238,32 +240,73 @@ class App:
         paths = self._return_paths(config)
         plan = self._with_inbound(build_plan(config, now_ms, paths, self._tokens), config)
         context = server_context(config.tls, config.data_dir)
+        listeners, web = await self._prepare(config, sockets, context)
         old, self._config = self._config, config
         self._plan, self._tls = plan, context
         # first of all, for it cannot fail: what intake accepts by the new routes finds its lanes
         await self._dispatcher.apply(plan)
         self._intake.apply(config, paths)
-        await self._inbound.apply(config, paths)
-        self._counter.connections = self._share(config)
-        self._counter.connections_per_ip = config.limits.connections_per_ip
-        self._store.apply(config.spool)
-        self._book.apply(config)
-        self._credentials.apply(config)
-        self._duty_of_domains.apply(config)
-        self._duty_of_certificates.apply(config)
-        self._domains_changed(self._book)
-        self._blocks.apply(config.blocks)
-        self._maillog.reopen(config.log.mail)
-        self._reporter.apply(plan.policy, config.hostname)
+        for part, apply in (
+            ("mailboxes", lambda: self._inbound.apply(config, paths)),
+            ("connection limits", lambda: self._limit(config)),
+            ("spool", lambda: self._store.apply(config.spool)),
+            ("domains", lambda: self._book.apply(config)),
+            ("logins", lambda: self._credentials.apply(config)),
+            ("domain checks", lambda: self._duty_of_domains.apply(config)),
+            ("certificates", lambda: self._duty_of_certificates.apply(config)),
+            ("signing keys", lambda: self._domains_changed(self._book)),
+            ("blocks", lambda: self._blocks.apply(config.blocks)),
+            ("mail log", lambda: self._maillog.reopen(config.log.mail)),
+            ("reports", lambda: self._reporter.apply(plan.policy, config.hostname)),
+            ("listeners", lambda: self._relisten(config, listeners)),
+            ("web", lambda: self._replace_web(web)),
+        ):
+            await self._converge(part, apply)
         self._steering.policy = plan.policy
-        await self._relisten(config, sockets)
-        if sockets.web != self._sockets.web and self._web is not None:
-            await self._web.stop()
-            await self._serve_web(sockets)
         for sock in set(self._sockets) - set(sockets):
             sock.close()
         self._sockets = sockets
         self._log.info("configuration applied", changed=config != old)
+
+    async def _prepare(
+        self, config: Config, sockets: Sockets, context: ssl.SSLContext
+    ) -> tuple[dict[str, ListenerServer], WebServer | None]:
+        """What a reload needs anew and may fail to get. Raises, and nothing has changed then."""
+        prepared: dict[str, ListenerServer] = {}
+        try:
+            for listener in config.listeners:
+                name = listener.name
+                if name not in self._listeners or sockets.smtp.get(name) != self._sockets.smtp.get(name):
+                    server = prepared[name] = self._server(listener, config, context)
+                    await server.prepare(sockets.smtp[name])
+            if sockets.web == self._sockets.web:
+                return prepared, None
+            web = self._web_server(sockets, context)
+            await web.start()
+        except BaseException:
+            for server in prepared.values():
+                server.discard()
+            raise
+        return prepared, web
+
+    async def _converge(self, part: str, apply: Callable[[], Awaitable[None] | None]) -> None:
+        """One step of a reload that has begun: whatever happens in it, the others are made."""
+        try:
+            done = apply()
+            if done is not None:
+                await done
+        except Exception:  # noqa: BLE001 - a worker half on the old and half on the new configuration helps nobody
+            self._log.exception("part of the configuration could not be applied", part=part)
+
+    def _limit(self, config: Config) -> None:
+        self._counter.connections = self._share(config)
+        self._counter.connections_per_ip = config.limits.connections_per_ip
+
+    async def _replace_web(self, web: WebServer | None) -> None:
+        if web is not None:
+            old, self._web = self._web, web
+            if old is not None:
+                await old.stop()
 
     async def drain_and_stop(self) -> None:
         """Take no more, finish what is under way within `shutdown`, close."""
@@ -297,25 +340,27 @@ class App:
 
     # -- listeners ------------------------------------------------------------------------------------------------
 
-    async def _listen(self, listener: ListenerConfig, config: Config) -> None:
-        server = ListenerServer(
+    def _server(self, listener: ListenerConfig, config: Config, context: ssl.SSLContext) -> ListenerServer:
+        return ListenerServer(
             listener,
             config.limits_of(listener),
             self._intake,
-            self._tls,
+            context,
             self._metrics.listeners,
             now_ms,
             config.hostname,
             self._counter,
         )
-        self._listeners[listener.name] = server
+
+    async def _listen(self, listener: ListenerConfig, config: Config) -> None:
+        server = self._listeners[listener.name] = self._server(listener, config, self._tls)
         await server.start(self._sockets.smtp[listener.name])
 
-    async def _relisten(self, config: Config, sockets: Sockets) -> None:
+    async def _relisten(self, config: Config, prepared: Mapping[str, ListenerServer]) -> None:
         """Give listeners their new settings; where the sockets changed, a new server takes over and the old drains."""
         wanted = {listener.name: listener for listener in config.listeners}
         for name, server in list(self._listeners.items()):
-            if name in wanted and sockets.smtp.get(name) == self._sockets.smtp.get(name):
+            if name in wanted and name not in prepared:
                 server.apply(wanted[name], config.limits_of(wanted[name]), self._tls, config.hostname)
                 continue
             del self._listeners[name]
@@ -323,19 +368,15 @@ class App:
             task = asyncio.create_task(server.drain(config.shutdown), name=f"drain {name}")
             self._old_listeners[task] = server
             task.add_done_callback(self._old_listeners.pop)
-        self._sockets, old = sockets, self._sockets
-        try:
-            for name, listener in wanted.items():
-                if name not in self._listeners:
-                    await self._listen(listener, config)
-        finally:
-            self._sockets = old
+        for name, server in prepared.items():
+            self._listeners[name] = server
+            await server.serve()
 
-    async def _serve_web(self, sockets: Sockets) -> None:
-        tls = by_name(self._tls, self._contexts.of, lambda: self._tls) if "web.public_tls" in sockets.web else None
+    def _web_server(self, sockets: Sockets, context: ssl.SSLContext) -> WebServer:
+        named = "web.public_tls" in sockets.web
+        tls = by_name(context, self._contexts.of, lambda: self._tls) if named else None
         pages = Pages(self._metrics.page, self._health, self._duty_of_certificates.challenge, tls)
-        self._web = WebServer(sockets.web, pages)
-        await self._web.start()
+        return WebServer(sockets.web, pages)
 
     def _share(self, config: Config) -> int:
         """This worker's part of limits.connections."""

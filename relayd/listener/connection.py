@@ -116,7 +116,8 @@ class Connection(Opening):
         text = self._command(line)
         verb, _, arg = text.partition(" ")
         verb = verb.upper()
-        if self.server.draining and self._chunks is None:
+        if self.server.draining and self._chunks is None and not self._recipients:
+            # a mail that has recipients already may be finished: its time is that of the draining
             raise self._too_late()
         method = methods.get(verb)
         if method is None:

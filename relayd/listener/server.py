@@ -108,14 +108,37 @@ class ListenerServer:
         return Connection(self)
 
     async def start(self, sockets: Iterable[socket.socket]) -> None:
-        """Listen on bound sockets, which are this object's from now on."""
+        """Listen on bound sockets, which are this object's from now on. Raises OSError."""
+        await self.prepare(sockets)
+        await self.serve()
+
+    async def prepare(self, sockets: Iterable[socket.socket]) -> None:
+        """Everything about listening that may fail, but accept nobody yet. Raises OSError, and nothing is left then."""
         self._sockets = list(sockets)
         if self._needs_bare_sockets:
-            self._accept_bare()
             return
-        for sock in self._sockets:
-            # A duplicate, so that after a reload the socket can be served in the other way without a pause.
-            self._servers.append(await self.loop.create_server(self.protocol, sock=sock.dup(), backlog=BACKLOG))
+        try:
+            for sock in self._sockets:
+                # A duplicate, so that after a reload the socket can be served in the other way without a pause.
+                server = await self.loop.create_server(
+                    self.protocol, sock=sock.dup(), backlog=BACKLOG, start_serving=False
+                )
+                self._servers.append(server)
+        except BaseException:
+            self.discard()
+            raise
+
+    async def serve(self) -> None:
+        """Accept from now on."""
+        if self._needs_bare_sockets:
+            self._accept_bare()
+        for server in self._servers:
+            await server.start_serving()
+
+    def discard(self) -> None:
+        """What was prepared is not wanted; the sockets stay their owner's."""
+        self._close_servers()
+        self._sockets.clear()
 
     @property
     def _needs_bare_sockets(self) -> bool:

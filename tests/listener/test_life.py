@@ -128,6 +128,23 @@ async def test_draining_lets_a_message_be_finished(serve: Serve) -> None:
     assert served.contents == [b"first half\r\nsecond half\r\n"]
 
 
+async def test_draining_lets_a_mail_with_recipients_be_finished(serve: Serve) -> None:
+    served = await serve()
+    client = await served.greeted()
+    assert (await client.ask("MAIL FROM:<a@example.com>")).startswith("250")
+    assert (await client.ask("RCPT TO:<b@example.com>")).startswith("250")
+    drained = asyncio.create_task(served.server.drain(10), name="drain")
+    await until(lambda: served.server.draining)
+    assert (await client.ask("RCPT TO:<c@example.com>")).startswith("250")
+    assert (await client.ask("DATA")).startswith("354")
+    client.send(b"all of it\r\n.\r\n")
+    assert await client.reply() == str(KEPT)
+    assert (await client.reply()).startswith("421 4.3.2 ")
+    await client.close()
+    await drained
+    assert served.contents == [b"all of it\r\n"]
+
+
 async def test_draining_ends_an_open_envelope_at_the_next_command(serve: Serve) -> None:
     served = await serve()
     client = await served.greeted()
