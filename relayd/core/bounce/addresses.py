@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
+UNFIT = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"
+"""Controls, and octets that are no text, for a class of characters."""
+_ATOM = rf"[^\s<>()\[\]\\,;:@\"'：；，、。「」『』（）＜＞【】{UNFIT}]{{1,64}}"
+_LETTER = r"A-Za-z0-9\u00a0-\ud7ff\ue000-\uffff"
 ADDRESS = (
-    r"(?:\"[^\"\n@]{1,64}\"|[^\s<>()\[\]\\,;:@\"'：；，、。「」『』（）＜＞【】]{1,64}(?:'[^\s<>()\[\]\\,;:@\"'：；，、。「」『』（）＜＞【】]{1,64})?)"
-    r"@[A-Za-z0-9\u0080-\uffff](?:[A-Za-z0-9\u0080-\uffff_.-]{0,252}[A-Za-z0-9\u0080-\uffff_-])?"
+    rf"(?:\"[^\"\n@{UNFIT}]{{1,64}}\"|{_ATOM}(?:'{_ATOM})?)"
+    rf"@[{_LETTER}](?:[{_LETTER}_.-]{{0,252}}[{_LETTER}_-])?"
 )
 """A mailbox (RFC 5321 4.1.2, with RFC 6531), loosely."""
 

@@ -29,7 +29,6 @@ _BREAK = re.compile(r"<(?:br|/p|/div|/tr|/h\d|/li|p)\b[^<>]{0,500}>", re.IGNOREC
 _GENERIC = re.compile(r"[245]\.0\.0|")
 _VAGUE = frozenset({ReplyClass.UNKNOWN, ReplyClass.SYSTEM_ERROR, ReplyClass.PROTOCOL_ERROR, ReplyClass.HOST_UNKNOWN})
 """Classes that a report of a mere delay does not prove."""
-_MESSAGE_IDS = re.compile(r"<[^<>\s]{1,400}>")
 _STATUSES = re.compile(r"(?<!\d)[245]\.\d{1,3}\.\d{1,3}(?!\d)")
 _FIELDS = re.compile(r"^([A-Za-z-]{3,40}):[ \t]*([^\n]{0,500})", re.MULTILINE)
 _MAX_LETTERS = 3
@@ -216,7 +215,7 @@ def _as_receipt(mail: _Mail) -> Findings | None:
         return None
     fields = {name.lower(): value for name, value in _FIELDS.findall(part.text(8000))}
     recipient = report.typed_address(fields.get("final-recipient", "")) or first_address(mail.root.text_value("from"))
-    about = mail.about or next(iter(_MESSAGE_IDS.findall(fields.get("original-message-id", ""))), "")
+    about = mail.about or next(iter(original.MESSAGE_ID.findall(fields.get("original-message-id", ""))), "")
     said = one_line(f"Disposition: {fields.get('disposition', '')}")
     return Findings(Kind.DELIVERY_REPORT, (_delivered(_Told(recipient, Action.DELIVERED, said), about),), mail.returned)
 
@@ -235,7 +234,7 @@ def _as_wrapped(mail: _Mail, depth: int) -> Findings | None:
 
 def _as_auto_reply(mail: _Mail) -> Findings:
     author = first_address(mail.root.text_value("from"))
-    answered = mail.about or next(iter(_MESSAGE_IDS.findall(mail.root.value("in-reply-to"))), "")
+    answered = mail.about or next(iter(original.MESSAGE_ID.findall(mail.root.value("in-reply-to"))), "")
     said = one_line(mail.words.text, 300)
     verdict = Verdict(author, Kind.AUTO_REPLY, cls=ReplyClass.VACATION, diagnostic=said, message_id=answered)
     return Findings(Kind.AUTO_REPLY, (verdict,), mail.returned)
@@ -263,7 +262,7 @@ def _by_report(mail: _Mail, found: report.Report) -> list[Verdict]:
     verdicts: dict[tuple[str, Action], Verdict] = {}
     words = mail.words
     command = letter.refused_command(words.text)[0] if len(found.blocks) == 1 else None
-    about = mail.about or next(iter(_MESSAGE_IDS.findall(found.message.get("original-message-id", ""))), "")
+    about = mail.about or next(iter(original.MESSAGE_ID.findall(found.message.get("original-message-id", ""))), "")
     for block in found.blocks:
         recipient = block.recipient
         said = next((each for each in words.said if each.recipient.lower() == recipient.lower()), None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+from relayd.core.bounce.addresses import UNFIT
 from relayd.core.bounce.mime import MAX_VALUE, Part, header, opened
 
 _TYPES = ("message/rfc822", "message/global", "message/partial")
 _HEADER_TYPES = ("text/rfc822-headers", "text/rfc822-header", "message/rfc822-headers", "message/global-headers")
-_MESSAGE_ID = re.compile(r"<[^<>\s]{1,400}>")
+MESSAGE_ID = re.compile(rf"<[^<>\s{UNFIT}]{{1,400}}>")
 _ID_LINE = re.compile(
-    r"^[ \t>]{0,12}message-?id[ \t]{0,4}[:=]\s{0,8}(<[^<>\s]{1,400}>|[^\s<>:@]{1,200}@[^\s<>]{1,200})",
+    r"^[ \t>]{0,12}message-?id[ \t]{0,4}[:=]\s{0,8}"
+    rf"(<[^<>\s{UNFIT}]{{1,400}}>|[^\s<>:@{UNFIT}]{{1,200}}@[^\s<>{UNFIT}]{{1,200}})",
     re.IGNORECASE | re.MULTILINE,
 )
 _FIRST_FIELD = re.compile(
@@ -67,11 +69,9 @@ def _first(fields: list[tuple[str, str]]) -> dict[str, str]:
 def message_id(fields: dict[str, str], letter: str) -> str:
     """The Message-ID of the returned header, or the one that the letter names."""
     value = fields.get("message-id", "")
-    found = _MESSAGE_ID.search(value)
+    found = MESSAGE_ID.search(value) or MESSAGE_ID.search(f"<{value.partition(' ')[0]}>" if "@" in value else "")
     if found:
         return found[0]
-    if "@" in value:
-        return f"<{value.split()[0]}>"
     line = _ID_LINE.search(letter[:20000])
     if line is None:
         return ""

@@ -32,7 +32,9 @@ def check(content: bytes) -> None:
     assert findings.verdicts
     for verdict in findings.verdicts:
         assert verdict.kind in Kind
-        assert not any(ord(letter) < 32 for letter in verdict.diagnostic + verdict.recipient + verdict.message_id)
+        shown = verdict.diagnostic + verdict.recipient + verdict.message_id + verdict.remote_mta
+        assert not any(ord(letter) < 32 for letter in shown)
+        shown.encode()  # no half of a pair: it goes to logs, files and databases
         verdict.as_json()
 
 
@@ -117,6 +119,14 @@ def test_memory_is_bounded() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("octets", [b"\x01", b"\xff\xfe", b"\x9b", b"\x7f"])
+def test_controls_and_broken_octets_are_in_no_verdict(octets: bytes) -> None:
+    odd = b"<a%sb@c.example>" % octets
+    check(report(ONE.format("failed", "5.1.1")).replace(b"<order-1@example.com>", odd) + odd)
+    check(HEAD + b"X-Failed-Recipients: " + odd + b"\r\nMessage-ID: " + odd + b"\r\n\r\nunable to deliver\r\n" + odd)
+    check(b"From: " + odd + b"\r\nIn-Reply-To: " + odd + b"\r\nAuto-Submitted: auto-replied\r\n\r\nMessage-ID: " + odd)
 
 
 def test_structure_is_bounded() -> None:
