@@ -347,6 +347,15 @@ def find(name: str) -> Preset | None:
     return PRESETS.get(name) if name != SES.name else None
 
 
+def by_host(host: str) -> tuple[str, dict[str, str]]:
+    """The preset whose server this is, and what stands in its host for REGION or SUBDOMAIN; "" where none is."""
+    for preset in _ALL:
+        pattern = re.sub("REGION|SUBDOMAIN", lambda word: f"(?P<{word[0]}>[a-z0-9-]+)", re.escape(preset.host))
+        if found := re.fullmatch(pattern, host.lower().rstrip(".")):
+            return preset.name, found.groupdict()
+    return "", {}
+
+
 def nearest(name: str) -> str:
     """The name that was probably meant; "" where none is near."""
     if name.startswith(("ses", "amazon")):

@@ -1,74 +1,80 @@
-"""What providers demand of a domain in DNS beside our own records: values only they know are named only."""
+"""What providers demand of a domain in DNS beside our own records, by the names of config/presets.py, which knows their
+hosts. Values that only they know are named only. Providers that are left out say it in their own console.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from relayd.config.presets import PRESETS, by_host
 from relayd.domains.records import Expected, Purpose
 
 _GET = "get this from the provider"
+_TWINS = {
+    "mailgun-eu": "mailgun",
+    "postmark-broadcast": "postmark",
+    "sparkpost-eu": "sparkpost",
+    "ses-REGION": "ses",
+}
+"""Presets that differ in their hosts only."""
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
-    """One provider's demands."""
+class Demand:
+    """One provider's demands. SUBDOMAIN stands for what is in its place in the preset's host."""
 
-    hosts: tuple[str, ...]
-    """Its SMTP servers, or how their names end (with a dot in front)."""
-    records: tuple[tuple[str, str, str], ...]
+    records: tuple[tuple[str, str, str], ...] = ()
     """Type, host below the domain, what the value looks like."""
     spf: tuple[str, ...] = ()
 
 
-PROVIDERS = {
-    "sendgrid": Provider(
-        (".sendgrid.net",),
+DEMANDS = {
+    "sendgrid": Demand(
         (
             ("CNAME", "em<number>", "u<account>.wl<number>.sendgrid.net"),
             ("CNAME", "s1._domainkey", "s1.domainkey.u<account>.wl<number>.sendgrid.net"),
             ("CNAME", "s2._domainkey", "s2.domainkey.u<account>.wl<number>.sendgrid.net"),
         ),
     ),
-    "ses": Provider(
-        (".amazonaws.com",),
-        (
-            ("CNAME", "<token 1>._domainkey", "<token 1>.dkim.amazonses.com"),
-            ("CNAME", "<token 2>._domainkey", "<token 2>.dkim.amazonses.com"),
-            ("CNAME", "<token 3>._domainkey", "<token 3>.dkim.amazonses.com"),
-        ),
+    "ses": Demand(
+        tuple(("CNAME", f"<token {n}>._domainkey", f"<token {n}>.dkim.amazonses.com") for n in (1, 2, 3)),
         ("include:amazonses.com",),
     ),
-    "mailgun": Provider(
-        (".mailgun.org",), (("TXT", "<selector>._domainkey", "k=rsa; p=<key>"),), ("include:mailgun.org",)
-    ),
-    "postmark": Provider(
-        (".postmarkapp.com",),
+    "mailgun": Demand((("TXT", "<selector>._domainkey", "k=rsa; p=<key>"),), ("include:mailgun.org",)),
+    "postmark": Demand(
         (("TXT", "<date>pm._domainkey", "k=rsa; p=<key>"), ("CNAME", "pm-bounces", "pm.mtasv.net")),
     ),
-    "mailjet": Provider(
-        (".mailjet.com",), (("TXT", "mailjet._domainkey", "k=rsa; p=<key>"),), ("include:spf.mailjet.com",)
-    ),
+    "mailjet": Demand((("TXT", "mailjet._domainkey", "k=rsa; p=<key>"),), ("include:spf.mailjet.com",)),
+    # https://smtps.jp/docs/userguide/auth/spf
+    "customers-mail-cloud": Demand(spf=("include:spf.SUBDOMAIN.smtps.jp",)),
 }
+PROVIDERS = (*DEMANDS, *(name for name in PRESETS if name not in DEMANDS and name not in _TWINS))
+"""What `--upstream` takes beside the names of upstreams."""
 
 
 def provider_of(host: str) -> str:
-    """The provider that runs this SMTP server; "" where none is known."""
-    name = "." + host.lower().rstrip(".")
-    return next((key for key, known in PROVIDERS.items() if name.endswith(known.hosts)), "")
+    """The provider that runs this SMTP server, what stands for SUBDOMAIN behind a colon; "" where none is known."""
+    name, words = by_host(host)
+    subdomain = words.get("SUBDOMAIN", "")
+    return f"{_TWINS.get(name, name)}:{subdomain}" if subdomain else _TWINS.get(name, name)
+
+
+def _demand(provider: str) -> tuple[Demand, str]:
+    name, _, subdomain = provider.partition(":")
+    return DEMANDS.get(name, Demand()), subdomain
 
 
 def spf_of(provider: str) -> tuple[str, ...]:
-    """Terms that let the provider's servers pass."""
-    known = PROVIDERS.get(provider)
-    return known.spf if known is not None else ()
+    """Terms that let the provider's servers pass; those that need a subdomain only where it is known."""
+    demand, subdomain = _demand(provider)
+    return tuple(term.replace("SUBDOMAIN", subdomain) for term in demand.spf if subdomain or "SUBDOMAIN" not in term)
 
 
 def records_of(provider: str, domain: str) -> list[Expected]:
     """The provider's own records: to be listed, not checked."""
-    known = PROVIDERS.get(provider)
     return [
         Expected(
             Purpose.PROVIDER, kind, f"{host}.{domain}", value, required=False, zone=domain, note=_GET, checked=False
         )
-        for kind, host, value in (known.records if known is not None else ())
+        for kind, host, value in _demand(provider)[0].records
     ]

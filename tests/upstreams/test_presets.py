@@ -128,3 +128,30 @@ def test_what_is_right_has_no_fault(tmp_path: Path) -> None:
 def test_the_page_is_current() -> None:
     assert (ROOT / "docs/upstreams.md").read_text() == reference(), "run scripts/generate-docs"
     assert all(f"### {name}:" in reference() for name in PRESETS)
+
+
+def test_what_providers_demand_of_dns_goes_by_the_names_of_presets() -> None:
+    from relayd.domains.providers import DEMANDS, PROVIDERS, provider_of, records_of, spf_of
+
+    assert set(DEMANDS) - {"ses"} <= set(PRESETS)
+    assert set(PROVIDERS) == {name.removesuffix("-REGION") for name in PRESETS} - {
+        "mailgun-eu",
+        "postmark-broadcast",
+        "sparkpost-eu",
+    }
+    for host, provider in [
+        ("smtp.sendgrid.net", "sendgrid"),
+        ("SMTP.EU.Mailgun.org.", "mailgun"),
+        ("email-smtp.eu-west-1.amazonaws.com", "ses"),
+        ("te.smtps.jp", "customers-mail-cloud:te"),
+        ("smtp.resend.com", "resend"),
+        ("a.te.smtps.jp", ""),
+        ("smtp.example.jp", ""),
+    ]:
+        assert provider_of(host) == provider
+    assert spf_of("customers-mail-cloud:te") == ("include:spf.te.smtps.jp",)
+    assert spf_of("customers-mail-cloud") == spf_of("resend") == spf_of("") == ()
+    assert spf_of("ses") == ("include:amazonses.com",)
+    assert [record.host for record in records_of("ses", "example.jp")] == [
+        f"<token {n}>._domainkey.example.jp" for n in (1, 2, 3)
+    ]
