@@ -122,6 +122,8 @@ def add(
     print_state(domain.name, domain.state, language)
     print_records(findings, language)
     say(f"When they are published: relayd domain verify {shown(domain.name)}")
+    if not any(finding.expected.purpose == "spf" for finding in findings):
+        warn("domains.spf is empty, and the provider's terms are not known: no SPF record is asked for, or checked")
     if first:
         warn(
             "from now on mail From other domains is refused (550 5.7.1), unless require_verified_domain: false "
@@ -254,11 +256,12 @@ def records(
 ) -> None:
     """Print the records of a domain, with what the last check said of them."""
     from relayd.cli import domains_place
+    from relayd.domains.adding import reissue
     from relayd.domains.render import zone_lines
 
     async def work(site: Site) -> list[Finding]:
         if no_underscore_cname:
-            await _reissue(site, name)
+            await site.checker.check_domain(await reissue(name, site.store, domains_place.now_ms))
         return (await domains_place.standing(site, name))[2]
 
     findings = domains_place.run(context, config, work)
@@ -334,16 +337,6 @@ def remove(context: typer.Context, name: NameArgument, config: ConfigOption = No
 
 async def _everything(site: Site) -> Everything:
     return await site.store.everything()
-
-
-async def _reissue(site: Site, name: str) -> None:
-    from relayd.domains.changes import find, without_underscore_cname
-    from relayd.spool.domains import Editor
-
-    def work(editor: Editor) -> None:
-        editor.put_domain(without_underscore_cname(find(editor.everything(), name)))
-
-    await site.store.change(work)
 
 
 def _entry(domain: SenderDomain) -> dict[str, Any]:

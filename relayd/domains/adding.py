@@ -108,6 +108,18 @@ async def rotate(name: str, store: DomainStore, vault: Vault, clock: Callable[[]
     return await store.change(work)
 
 
+async def reissue(name: str, store: DomainStore, clock: Callable[[], Millis]) -> str:
+    """Turn the delegating CNAMEs into TXT records; the domain. Raises DomainError, StateError."""
+
+    def work(editor: Editor) -> str:
+        domain = changes.without_underscore_cname(changes.find(editor.everything(), name))
+        editor.put_domain(domain)
+        editor.tell(DomainEvent(domain.name, clock(), "domain.reissued", {"text": "TXT records instead of CNAMEs"}))
+        return domain.name
+
+    return await store.change(work)
+
+
 async def remove(name: str, store: DomainStore, clock: Callable[[], Millis]) -> None:
     """Forget a domain and its keys. Raises DomainError, StateError."""
 

@@ -114,4 +114,6 @@ def align(from_domain: str, dkim_domain: str, return_path: str, policy: Policy |
     if not spf:
         mode = "aspf=s demands the very same domain" if strict_spf else "the organisational domains differ"
         notes.append(f"the return path {return_path} is not aligned with {from_domain}: {mode}")
+    if dkim and spf:
+        notes.append(f"From, DKIM and return path ({return_path}) are aligned: {organisational(from_domain)}")
     return Alignment(dkim, spf, tuple(notes))

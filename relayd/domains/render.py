@@ -36,7 +36,7 @@ def record_json(finding: Finding, lang: str = "en") -> dict[str, Any]:
         "found": list(finding.found),
         "wait": finding.wait,
         "notes": list(finding.notes),
-        "note": expected.note or None,
+        "note": texts.note(finding, lang) or None,
     }
 
 
@@ -48,7 +48,7 @@ def zone_lines(findings: Sequence[Finding], *, lang: str = "en", ttl: int = 3600
         about = f"; {texts.purpose(expected.purpose, lang)}"
         lines.append(f"{about} [{texts.verdict(finding.verdict, lang)}]")
         if expected.note:
-            lines.append(f"; {expected.note}")
+            lines.append(f"; {texts.note(finding, lang)}")
         replaced = [text for text in finding.found if expected.terms and finding.verdict is Verdict.WRONG]
         lines += [f"; {_replace(lang)} {_printable(text)}" for text in replaced]
         line = f"{expected.host}. {ttl} IN {expected.type} {_rdata(expected)}"

@@ -148,6 +148,23 @@ CAUSES = {
 }
 
 
+NOTES = {
+    "get this from the provider": "値は配信事業者の管理画面で確認してください",
+    "the next key: mail is signed with it once this record is seen": (
+        "次の鍵です。このレコードが確認され次第、署名に使われます"
+    ),
+    "the old key: keep the record until it is retired": "以前の鍵です。使用終了までレコードを残してください",
+    "rewrite the record of step 1": "手順1のレコードを書き換えてください",
+}
+"""Remarks beside expected records, in Japanese; in English they are as expected.py and its like write them."""
+
+
+def note(finding: Finding, lang: str = "en") -> str:
+    """The remark beside an expected record; "" for none."""
+    text = finding.expected.note
+    return NOTES.get(text, text) if lang == "ja" else text
+
+
 def pick(pair: tuple[str, str], lang: str) -> str:
     """The text of one language."""
     return pair[1] if lang == "ja" else pair[0]

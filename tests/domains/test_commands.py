@@ -81,6 +81,8 @@ def test_from_adding_to_verified(operator: Operator, zone: Zone) -> None:
     operator.publish(zone)
     verified = operator.ok("domain", "verify", DOMAIN, "--lang", "ja")
     assert "設定完了" in verified.out
+    assert f"return path (bounce.{DOMAIN}) are aligned: {DOMAIN}" in verified.out
+    assert "値は配信事業者の管理画面で" in verified.out
     assert "確認済み" in verified.out
     assert operator.ok("domain", "list", "--json").json[0]["state"] == "verified"
     shown = operator.ok("domain", "show", DOMAIN)
@@ -137,6 +139,13 @@ def test_keys_are_kept_locked(operator: Operator, zone: Zone) -> None:
     operator.ok("domain", "show", DOMAIN)
 
 
+def test_nothing_is_asked_of_spf_where_no_terms_are_known(operator: Operator, zone: Zone, tmp_path: Path) -> None:
+    text = operator.path.read_text()
+    operator.path.write_text(text.replace("  spf:\n  - include:_spf.relay.test\n", ""))
+    assert operator.path.read_text() != text
+    assert "domains.spf is empty" in operator.ok("domain", "add", DOMAIN).err
+
+
 def test_idn_and_delegation_without_underscores(operator: Operator, world: World) -> None:
     zone = world.zone("xn--r8jz45g.jp")
     added = operator.ok("domain", "add", "例え.jp", "--delegate", "--selector", "s", "--json").json
@@ -145,6 +154,8 @@ def test_idn_and_delegation_without_underscores(operator: Operator, world: World
     assert pointers[0]["value"] == "sr1._domainkey.xn--r8jz45g.jp.keys.relay.test"
     again = operator.ok("domain", "records", "例え.jp", "--no-underscore-cname", "--format", "json").json
     assert {r["type"] for r in again} == {"TXT"}
+    assert {r["state"] for r in again} == {"missing"}  # looked at at once
+    assert "domain.reissued" in operator.ok("domain", "show", "例え.jp").out
     operator.publish(zone)
     assert operator.run("domain", "verify", "例え.jp").code == 0
     assert "例え.jp" in operator.ok("domain", "list").out

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from relayd.domains import texts
+from relayd.domains import expected, providers, texts, tracking
+from relayd.domains.expected import Ours
 from relayd.domains.records import Cause, Expected, Finding, Purpose, Status, Verdict
 from relayd.domains.resolve import Lookup
 from relayd.domains.verify import check_one
+from relayd.spool.domains import DomainKey, KeyState, SenderDomain, TrackingDomain
 from tests.support.dns_world import NEGATIVE_TTL, World, Zone
 
 P = "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA" + "Ab1/" * 85 + "IDAQAB"
@@ -310,3 +312,12 @@ async def test_a_dead_server_costs_its_time_out_once(world: World) -> None:
 def test_there_are_enough_situations_and_every_cause_has_one() -> None:
     assert len(CASES) >= 60
     assert {case.cause for case in CASES} | {Cause.ERROR} == set(Cause)
+
+
+def test_every_remark_of_ours_has_its_japanese() -> None:
+    keys = [DomainKey("example.jp", "s", "rsa", state) for state in (KeyState.NEXT, KeyState.RETIRING)]
+    host = TrackingDomain("link.example.jp", steps=3, step=3, target="a.test", tls_target="b.test")
+    remarks = {record.note for record in expected.of_domain(SenderDomain("example.jp"), keys, Ours("m"))}
+    remarks |= {record.note for record in tracking.expected(host)}
+    remarks |= {record.note for record in providers.records_of("sendgrid", "example.jp")}
+    assert remarks - {""} == set(texts.NOTES)

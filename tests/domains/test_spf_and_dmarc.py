@@ -116,7 +116,8 @@ def test_organisational_domains(domain: str, organisation: str) -> None:
 def test_alignment() -> None:
     relaxed, strict = dmarc.read("v=DMARC1; p=none"), dmarc.read("v=DMARC1; p=none; aspf=s; adkim=s")
     ok = dmarc.align("example.co.jp", "example.co.jp", "bounce.example.co.jp", relaxed)
-    assert (ok.dkim, ok.spf, ok.notes) == (True, True, ())
+    aligned = "From, DKIM and return path (bounce.example.co.jp) are aligned: example.co.jp"
+    assert (ok.dkim, ok.spf, ok.notes) == (True, True, (aligned,))
     tight = dmarc.align("example.co.jp", "example.co.jp", "bounce.example.co.jp", strict)
     assert (tight.dkim, tight.spf) == (True, False)
     assert "aspf=s" in tight.notes[0]
