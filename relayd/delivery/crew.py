@@ -81,7 +81,7 @@ class Crew:
                 self._call_again(wait / 1000)
                 return
         budget = self._lane.budget
-        if budget is not None and budget.closed(0):
+        if budget is not None and budget.closed(self._lane.turns.urgency):
             return
         # the last one to fall idle first: its connection is the warmest, and the others can leave
         while self._idle:

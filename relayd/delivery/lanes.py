@@ -7,7 +7,6 @@ neither starves the other. Lanes hand out deliveries and never speak to an upstr
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -16,6 +15,7 @@ from relayd.core.ids import MessageId
 from relayd.core.units import Millis
 from relayd.delivery.budget import Budget
 from relayd.delivery.gate import Gate
+from relayd.delivery.turns import Turn, Turns
 from relayd.intake.memory import MemoryBudget
 from relayd.spool.store import Delivery, Store, StoreError
 
@@ -52,17 +52,11 @@ class Lane:
         self._memory = memory
         self._clock = clock
         self._ready = ready
-        self._fresh: deque[Delivery] = deque()
-        self._stored: deque[Delivery] = deque()
-        self._turn_of_stored = False
+        self.turns = Turns()
         self._held: dict[MessageId, Delivery | None] = {}
         """The window; None stands for a message that is claimed."""
         self._flying: set[MessageId] = set()
         self._wake = asyncio.Event()
-        self._next_due: Millis = 0
-        """When the store has something for us that is not in the window; 0: look now."""
-        self._looked = 0.0
-        """When the store was last asked, in loop time."""
         self._emptied = 0
         """Counts `clear`: what was read before it says nothing any more."""
         self._changed: set[MessageId] | None = None
@@ -79,7 +73,7 @@ class Lane:
         """Begin, or go on, to feed from the store."""
         if self._feeder is not None:
             self._feeder.cancel()
-        self._next_due = 0
+        self.look()
         self._feeder = asyncio.create_task(self._feed(), name=f"feed {self.name or 'unrouted'}")
 
     async def stop(self) -> None:
@@ -117,50 +111,54 @@ class Lane:
         """Fresh mail, kept on disk already. Where the window is full it waits there."""
         message = delivery.message
         if message.id in self._held:
-            self.due_at(self._clock())
+            self.due_at(self._clock(), urgency=message.priority)
             return
         content = delivery.content
         if content is None or len(self._held) >= self.window or not self._memory.room(len(content) * 2):
-            self.due_at(self._clock())
+            self.due_at(self._clock(), urgency=message.priority)
             return
         # our share of the budget is what reception leaves: content beyond half of it is read back from disk
         self._memory.take(len(content))
         self._held[message.id] = delivery
-        self._fresh.append(delivery)
+        self.turns.of(message.priority).fresh.append(delivery)
         self._ready(self)
 
-    def due_at(self, when: Millis, message: MessageId | None = None) -> None:
-        """The store has something for this lane at that moment, maybe of this message: look then."""
+    def due_at(self, when: Millis, message: MessageId | None = None, urgency: int | None = None) -> None:
+        """The store has something for this lane at that moment, maybe of this message: look then.
+
+        `urgency` is the priority of what it has; None: any.
+        """
         if message is not None and self._held.get(message) is not None:
             self._again.add(message)
-        if when < self._next_due:
-            self._next_due = when
-            self._wake.set()
+        for turn in self.turns.all if urgency is None else (self.turns.of(urgency),):
+            if when < turn.next_due:
+                turn.next_due = when
+                self._wake.set()
 
     def look(self) -> None:
         """Anything may be due: look at once."""
-        self._next_due = 0
+        for turn in self.turns.all:
+            turn.next_due = 0
         self._wake.set()
 
     def take(self) -> Delivery | None:
-        """The next delivery, fresh and stored ones in turn; None when there is none, or the upstream is paused or asked
-        for too much already.
+        """The next delivery, the urgent ones first; None when there is none, or the upstream is paused or asked for too
+        much already.
         """
-        if self.blocked or not (self._fresh or self._stored) or not self.gate.may_take(self._clock()):
+        turns = self.turns
+        if self.blocked or turns.next() is None or not self.gate.may_take(self._clock()):
             return None
         budget = self.budget
-        if budget is not None and not budget.reserve(0):
+        if budget is not None and not budget.reserve(turns.urgency):
             return None
         if self.gate.suspects:
             self._put_in_front(self.gate.suspects)
-        while self._fresh or self._stored:
-            first, second = (self._stored, self._fresh) if self._turn_of_stored else (self._fresh, self._stored)
-            self._turn_of_stored = not self._turn_of_stored
-            queue = first or second
-            delivery = queue.popleft()
-            if queue is self._stored and len(queue) <= self._stored_most // 4:
+        while (turn := turns.next()) is not None:
+            delivery = turn.pop()
+            if delivery.content is None and len(turn.stored) <= self._stored_most // 4:
                 self._wake.set()
             if self._held.get(delivery.message.id) is delivery:
+                turns.took(turn)
                 self._flying.add(delivery.message.id)
                 self.gate.taken()
                 if budget is not None:
@@ -173,13 +171,10 @@ class Lane:
 
     def _put_in_front(self, suspects: set[str]) -> None:
         """The probe is to be of a sender that is no suspect, if any is here: it tells whose trouble it is."""
-        for queue in (self._fresh, self._stored):
-            for place, delivery in enumerate(queue):
-                if delivery.message.envelope.sender not in suspects and self._held.get(delivery.message.id) is delivery:
-                    del queue[place]
-                    queue.appendleft(delivery)
-                    self._turn_of_stored = queue is self._stored
-                    return
+        for delivery in self.turns:
+            if delivery.message.envelope.sender not in suspects and self._held.get(delivery.message.id) is delivery:
+                self.turns.put_in_front(delivery)
+                return
 
     def done(self, message: MessageId) -> None:
         """What was taken is settled on disk (or is to be read again from there)."""
@@ -195,25 +190,20 @@ class Lane:
         if delivery.content is None or len(delivery.recipients) > 1 or message in self._again:
             # another recipient of the same message may have come due meanwhile, and was passed over
             self._again.discard(message)
-            self.due_at(self._clock())
+            self.due_at(self._clock(), urgency=delivery.message.priority)
 
     def idle(self) -> list[Delivery]:
         """What is in the window and in nobody's hand."""
         held = self._held
-        return [
-            delivery
-            for queue in (self._fresh, self._stored)
-            for delivery in queue
-            if held.get(delivery.message.id) is delivery
-        ]
+        return [delivery for delivery in self.turns if held.get(delivery.message.id) is delivery]
 
     def take_out(self, delivery: Delivery) -> bool:
         """Take this one, whatever the gate says, to move it elsewhere; False where somebody else has it."""
         if self.blocked or delivery.message.id in self._flying or self._held.get(delivery.message.id) is not delivery:
             return False
-        queue = self._fresh if delivery.content is not None else self._stored
-        queue.remove(delivery)
-        if queue is self._stored and len(queue) <= self._stored_most // 4:
+        turn = self.turns.of(delivery.message.priority)
+        turn.queue_of(delivery).remove(delivery)
+        if delivery.content is None and len(turn.stored) <= self._stored_most // 4:
             self._wake.set()
         self._flying.add(delivery.message.id)
         return True
@@ -227,7 +217,7 @@ class Lane:
         if message not in self._held:
             return
         self._held[message] = delivery
-        (self._fresh if delivery.content is not None else self._stored).appendleft(delivery)
+        self.turns.of(delivery.message.priority).queue_of(delivery).appendleft(delivery)
         self._landed()
 
     def _landed(self) -> None:
@@ -236,10 +226,11 @@ class Lane:
 
     def clear(self) -> None:
         """Empty the window, save for what carriers have in hand: the store is asked anew."""
-        for queue in (self._fresh, self._stored):
-            for delivery in queue:
-                self._let_go(delivery)
-            queue.clear()
+        for delivery in self.turns:
+            self._let_go(delivery)
+        for turn in self.turns.all:
+            turn.fresh.clear()
+            turn.stored.clear()
         self._held = {i: d for i, d in self._held.items() if i in self._flying or d is None}
         self._again &= self._flying
         self._emptied += 1
@@ -270,7 +261,7 @@ class Lane:
     @property
     def has_mail(self) -> bool:
         """Something in the window could be taken, were the gate open."""
-        return bool(self._fresh or self._stored)
+        return self.turns.next() is not None
 
     def wants_budget(self) -> bool:
         """Something in the window could be taken, were there permits."""
@@ -295,44 +286,50 @@ class Lane:
             await _wait(self._wake, min(wait, LOOK))
 
     async def _look(self) -> float:
-        """Read from the store if it is time to; how many seconds to wait before the next look, if nobody wakes us."""
-        room = self._stored_most - len(self._stored)
+        """Read from the store what it is time for; seconds to wait before the next look, if nobody wakes us."""
+        wait = LOOK
+        for turn in self.turns.all:
+            wait = min(wait, await self._look_for(turn))
+        return wait
+
+    async def _look_for(self, turn: Turn) -> float:
+        room = self._stored_most - len(turn.stored)
         if room <= self._stored_most // 2:
             return LOOK  # take() wakes us
         now, at = self._clock(), asyncio.get_running_loop().time()
-        if self._next_due > now and at - self._looked < LOOK - 1:
-            return (self._next_due - now) / 1000
-        self._looked = at
-        self._next_due = _NEVER
+        if turn.next_due > now and at - turn.looked < LOOK - 1:
+            return (turn.next_due - now) / 1000
+        turn.looked = at
+        turn.next_due = _NEVER
         self._changed = set()
         try:
-            return await self._fill(now, room, self._changed)
+            return await self._fill(turn, now, room, self._changed)
         except BaseException:
-            self._next_due = 0
+            turn.next_due = 0
             raise
         finally:
             self._changed = None
 
-    async def _fill(self, now: Millis, room: int, changed: set[MessageId]) -> float:
+    async def _fill(self, turn: Turn, now: Millis, room: int, changed: set[MessageId]) -> float:
         emptied = self._emptied
-        due = await self._store.due(self.name, now, room, self._held)
+        due = await self._store.due(self.name, now, room, self._held, turn.urgency)
         if emptied != self._emptied:
             return 0.0
         if due.next_due is not None:
-            self._next_due = min(self._next_due, due.next_due)
+            turn.next_due = min(turn.next_due, due.next_due)
         taken = 0
         for delivery in due.deliveries:
             number = delivery.message.id
             if number in changed:
-                self._next_due = 0
+                turn.next_due = 0
             elif number not in self._held:
                 self._held[number] = delivery
-                self._stored.append(delivery)
+                turn.stored.append(delivery)
                 taken += 1
         for _ in range(taken):
             self._ready(self)
-        if self._next_due > now:
-            return (self._next_due - now) / 1000
+        if turn.next_due > now:
+            return (turn.next_due - now) / 1000
         # what is due already but did not fit waits for room: take() wakes us, as long as there is something to take
         return LOOK if taken else _SOON
 

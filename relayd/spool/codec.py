@@ -114,7 +114,7 @@ def message_of(row: Row) -> Message:
     )
 
 
-def recipient_row(message: MessageId, waiting: Waiting) -> Row:
+def recipient_row(message: MessageId, waiting: Waiting, urgency: int) -> Row:
     """The row of `recipient`."""
     recipient = waiting.recipient
     notify = recipient.notify
@@ -130,6 +130,7 @@ def recipient_row(message: MessageId, waiting: Waiting) -> Row:
         waiting.due,
         1 if waiting.delayed else 0,
         None if waiting.notice is None else waiting.notice.value,
+        urgency,
     )
 
 

@@ -218,7 +218,8 @@ def open_readonly(path: Path) -> sqlite3.Connection:
     for mode in modes:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=10)
         try:
-            if db.execute("PRAGMA user_version").fetchone()[0] != schema.VERSION:
+            # a segment of an older version has all that is asked for here
+            if db.execute("PRAGMA user_version").fetchone()[0] not in (*schema.MIGRATIONS, schema.VERSION):
                 raise sqlite3.DatabaseError("not a segment of this version")
         except sqlite3.Error as error:
             db.close()

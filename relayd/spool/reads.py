@@ -98,26 +98,26 @@ def used_octets(db: sqlite3.Connection) -> int:
 
 
 def due_heads(
-    db: sqlite3.Connection, lane: str, now: Millis, after: tuple[Millis, MessageId], limit: int
+    db: sqlite3.Connection, turn: tuple[str, int], now: Millis, after: tuple[Millis, MessageId], limit: int
 ) -> list[Head]:
-    """Messages of a lane due by `now`, oldest due first, behind the place `after`: index only."""
+    """Messages of a lane and priority due by `now`, oldest due first, behind the place `after`: index only."""
     return [
         Head(*row)
         for row in db.execute(
             "SELECT due, message, COUNT(*) FROM recipient INDEXED BY recipient_due"
-            " WHERE lane = ?1 AND due IS NOT NULL AND due <= ?2 AND (due, message) > (?3, ?4)"
-            " GROUP BY due, message ORDER BY due, message LIMIT ?5",
-            (lane, now, *after, limit),
+            " WHERE lane = ?1 AND priority = ?2 AND due IS NOT NULL AND due <= ?3 AND (due, message) > (?4, ?5)"
+            " GROUP BY due, message ORDER BY due, message LIMIT ?6",
+            (*turn, now, *after, limit),
         )
     ]
 
 
-def next_due(db: sqlite3.Connection, lane: str, now: Millis) -> Millis | None:
-    """The earliest due of a lane later than `now`."""
+def next_due(db: sqlite3.Connection, lane: str, urgency: int, now: Millis) -> Millis | None:
+    """The earliest due of a lane and priority later than `now`."""
     row = db.execute(
         "SELECT due FROM recipient INDEXED BY recipient_due"
-        " WHERE lane = ? AND due IS NOT NULL AND due > ? ORDER BY due LIMIT 1",
-        (lane, now),
+        " WHERE lane = ? AND priority = ? AND due IS NOT NULL AND due > ? ORDER BY due LIMIT 1",
+        (lane, urgency, now),
     ).fetchone()
     return None if row is None else row[0]
 

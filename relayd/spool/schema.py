@@ -11,7 +11,7 @@ from pathlib import Path
 from relayd.core.event import EventKind
 from relayd.core.lifecycle import State
 
-VERSION = 1
+VERSION = 2
 """`PRAGMA user_version` of a segment. A greater one is refused: an older program never touches newer files."""
 
 STATE_CODE = {
@@ -77,9 +77,10 @@ CREATE TABLE recipient (
     due INTEGER,
     delayed INTEGER NOT NULL,
     notice TEXT,
+    priority INTEGER NOT NULL DEFAULT 0,  -- 1 high 0 normal -1 bulk
     PRIMARY KEY (message, n)
 ) WITHOUT ROWID;
-CREATE INDEX recipient_due ON recipient (lane, due, message, n) WHERE due IS NOT NULL;
+CREATE INDEX recipient_due ON recipient (lane, priority, due, message, n) WHERE due IS NOT NULL;
 CREATE INDEX recipient_parked ON recipient (message, n) WHERE due IS NULL AND state < 10;
 CREATE INDEX recipient_owed ON recipient (message, n) WHERE notice IS NOT NULL;
 CREATE TABLE attempt (
@@ -116,6 +117,15 @@ CREATE TABLE fact (
 ) WITHOUT ROWID;
 """
 
+MIGRATIONS = {
+    1: (
+        "ALTER TABLE recipient ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX recipient_due",
+        "CREATE INDEX recipient_due ON recipient (lane, priority, due, message, n) WHERE due IS NOT NULL",
+    ),
+}
+"""What makes the next version of a segment of this one. Columns are only ever added, at the end, with a default."""
+
 PAGE = 4096
 CHECKPOINT_PAGES = 4000
 """16 MiB of WAL, after which it is copied into the file: rarer than SQLite's 4 MiB, so hot pages are copied less."""
@@ -144,6 +154,25 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def migrate(db: sqlite3.Connection) -> int:
+    """Bring a segment of an older version up to date, whole or not at all; the version it has then."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version not in MIGRATIONS:
+        return int(version)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        while version in MIGRATIONS:
+            for statement in MIGRATIONS[version]:
+                db.execute(statement)
+            version += 1
+        db.execute(f"PRAGMA user_version = {version}")
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+    return int(version)
 
 
 def create_tables(db: sqlite3.Connection) -> None:

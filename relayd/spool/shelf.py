@@ -287,7 +287,7 @@ class Shelf:
 def _probe(path: Path) -> tuple[reads.Standing, int]:
     """Recover a segment after whatever happened to it; what is in it and its size. Raises sqlite3.Error."""
     with closing(schema.connect(path)) as db:
-        if db.execute("PRAGMA user_version").fetchone()[0] != schema.VERSION:
+        if schema.migrate(db) != schema.VERSION:
             raise _not_a_segment()
         writes.drop_unfinished_parts(db)
         return reads.standing(db), reads.used_octets(db)

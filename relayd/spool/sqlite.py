@@ -103,7 +103,7 @@ class SqliteStore:
             if waiting.state.final:
                 raise ValueError(f"a recipient cannot be accepted as {waiting.state}")
             _check_due(waiting)
-            rows += codec.recipient_row(number, waiting)
+            rows += codec.recipient_row(number, waiting, message.priority)
             # what the event tells stands in the message's row and is not written twice
             event_rows += (number, waiting.n, message.accepted_at, "accepted", None)
             events.append(
@@ -252,8 +252,9 @@ class SqliteStore:
 
     # ---------------------------------------------------------------- what is to be done
 
-    async def due(self, lane: str, now: Millis, limit: int, skip: Container[MessageId]) -> Due:
-        """At most `limit` messages with recipients of `lane` whose time has come, oldest first, less those in `skip`.
+    async def due(self, lane: str, now: Millis, limit: int, skip: Container[MessageId], urgency: int = 0) -> Due:
+        """At most `limit` messages of one priority with recipients of `lane` whose time has come, oldest first, less
+        those in `skip`.
 
         Fewer where they have very many recipients; `next_due` is `now` then, as whenever more is due than was given.
         """
@@ -261,10 +262,10 @@ class SqliteStore:
         more = False
         later: list[Millis] = []
         for segment in self._shelf.waiting():
-            found, cut = await self._due_heads(segment, lane, now, limit, skip)
+            found, cut = await self._due_heads(segment, (lane, urgency), now, limit, skip)
             heads += [(head.due, head.message, head.recipients, segment) for head in found]
             more = more or cut
-            after = await segment.read(reads.next_due, lane, now)
+            after = await segment.read(reads.next_due, lane, urgency, now)
             if after is not None:
                 later.append(after)
         heads.sort(key=lambda head: head[:2])
@@ -297,14 +298,14 @@ class SqliteStore:
             )
 
     async def _due_heads(
-        self, segment: Segment, lane: str, now: Millis, limit: int, skip: Container[MessageId]
+        self, segment: Segment, turn: tuple[str, int], now: Millis, limit: int, skip: Container[MessageId]
     ) -> tuple[list[reads.Head], bool]:
         """The first messages of a segment that are not to be skipped; whether there are more."""
         place = (-1, -1)
         chosen: dict[MessageId, reads.Head] = {}
         page = limit + 256
         while True:
-            heads = await segment.read(reads.due_heads, lane, now, place, page)
+            heads = await segment.read(reads.due_heads, turn, now, place, page)
             for head in heads:
                 if head.message in chosen or head.message in skip or head.message in self._fresh:
                     continue

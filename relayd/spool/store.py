@@ -211,8 +211,10 @@ class Store(Protocol):
         A segment that is not known is read from its beginning; what is older than `since` is left out.
         """
 
-    async def due(self, lane: str, now: Millis, limit: int, skip: Container[MessageId]) -> Due:
-        """Recipients of `lane` whose time has come, grouped by message, without content, less those in `skip`."""
+    async def due(self, lane: str, now: Millis, limit: int, skip: Container[MessageId], urgency: int = 0) -> Due:
+        """Recipients of `lane` whose time has come, of messages of one priority, grouped by message, without content,
+        less those in `skip`. However much waits of other priorities costs nothing.
+        """
 
     async def lanes(self) -> list[LaneDepth]:
         """Every lane that has waiting recipients (held and parked ones not counted)."""

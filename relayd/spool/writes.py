@@ -144,7 +144,7 @@ class Rows:
 
 _MESSAGES = Rows("INSERT INTO message VALUES ", 10)
 _BODIES = Rows("INSERT INTO body VALUES ", 2)
-_RECIPIENTS = Rows("INSERT INTO recipient VALUES ", 11)
+_RECIPIENTS = Rows("INSERT INTO recipient VALUES ", 12)
 _EVENTS = Rows("INSERT INTO event (message, n, at, kind, detail) VALUES ", 5)
 _ATTEMPTS = Rows(
     "INSERT INTO attempt (message, at, took, upstream, endpoint, tls, stage, reply, transcript, recipients) VALUES ", 10

@@ -110,7 +110,7 @@ def test_the_database_agrees(wanted: QueueFilter, sender: str, address: str, sta
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         db.executescript(schema.TABLES)
         db.execute(f"INSERT INTO message VALUES ({', '.join('?' * 10)})", message_row(message))
-        db.execute(f"INSERT INTO recipient VALUES ({', '.join('?' * 11)})", recipient_row(message.id, waiting))
+        db.execute(f"INSERT INTO recipient VALUES ({', '.join('?' * 12)})", recipient_row(message.id, waiting, 0))
         found = reads.matching(db, wanted, 0, 10)
     assert bool(found) is wanted.matches(message, waiting)
 

@@ -20,8 +20,8 @@ def db() -> Iterator[sqlite3.Connection]:
         db.executescript(schema.TABLES)
         for number in range(1, 9):
             db.execute(f"INSERT INTO message VALUES ({', '.join('?' * 10)})", message_row(make_message(number)))
-            row = recipient_row(number, make_waiting(due=NOW + number))
-            db.execute(f"INSERT INTO recipient VALUES ({', '.join('?' * 11)})", row)
+            row = recipient_row(number, make_waiting(due=NOW + number), 0)
+            db.execute(f"INSERT INTO recipient VALUES ({', '.join('?' * 12)})", row)
         yield db
 
 
@@ -43,12 +43,12 @@ def plans(db: sqlite3.Connection, question: Callable[[], object]) -> list[str]:
     ("question", "steps"),
     [
         (
-            lambda db: reads.due_heads(db, "acme", NOW, (-1, -1), 9),
-            ["SEARCH recipient USING COVERING INDEX recipient_due (lane=? AND (due,message)>(?,?) AND due<?)"],
+            lambda db: reads.due_heads(db, ("acme", 0), NOW, (-1, -1), 9),
+            ["SEARCH recipient USING COVERING INDEX recipient_due (lane=? AND priority=? AND (due,message)>(?,?) AND due<?)"],
         ),
         (
-            lambda db: reads.next_due(db, "acme", NOW),
-            ["SEARCH recipient USING COVERING INDEX recipient_due (lane=? AND due>?)"],
+            lambda db: reads.next_due(db, "acme", 0, NOW),
+            ["SEARCH recipient USING COVERING INDEX recipient_due (lane=? AND priority=? AND due>?)"],
         ),
         (
             lambda db: reads.due_deliveries(db, "acme", NOW, [1, 2]),

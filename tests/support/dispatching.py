@@ -278,9 +278,12 @@ class World:
             return False
         for line in self.dispatcher._lines.values():
             lane, budget = line.lane, line.lane.budget
-            if budget is not None and (budget._asking is not None or (lane.has_mail and not budget.closed(0))):
+            if budget is not None and budget._asking is not None:
                 return False
-            feeds = lane._next_due <= self.clock() and len(lane._stored) <= lane._stored_most // 4
+            if budget is not None and lane.has_mail and not budget.closed(lane.turns.urgency):
+                return False
+            few = lane._stored_most // 4
+            feeds = any(turn.next_due <= self.clock() and len(turn.stored) <= few for turn in lane.turns.all)
             if (budget is None and lane.has_mail) or feeds or lane._changed is not None:
                 return False
         return True
