@@ -26,6 +26,7 @@ from relayd.core.feedback import Applied, Fact, FactError
 from relayd.core.ids import format_id
 from relayd.core.lifecycle import Act, OnUncertain
 from relayd.core.mail import INBOUND, Message, Recipient
+from relayd.core.priority import Priority
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import LaneTable
@@ -127,6 +128,7 @@ class App:
             self._rates,
             self._disk,
             lane_of=self._lane_of,
+            priority_of=self._priority_of,
             on_kept=self._kept,
             observer=self._metrics.intake,
             clock=now_ms,
@@ -386,6 +388,9 @@ class App:
 
     def _lane_of(self, message: Message, recipient: Recipient) -> str | None:
         return self._plan.table.upstream_for(message, recipient)
+
+    def _priority_of(self, message: Message, recipient: Recipient) -> Priority | None:
+        return self._plan.table.priority_for(message, recipient)
 
     def _stranger(self, message: Message, recipient: Recipient) -> bool:
         table = self._plan.table

@@ -81,6 +81,7 @@ def _header(octets: bytes) -> bytes:
 def as_dict(found: History) -> dict[str, Any]:
     """A history for programs: moments in RFC 3339, durations in milliseconds."""
     from relayd.core.ids import format_id
+    from relayd.core.priority import priority_of
 
     message, envelope, origin = found.message, found.message.envelope, found.message.origin
     return {
@@ -96,6 +97,7 @@ def as_dict(found: History) -> dict[str, Any]:
         "message_id": message.message_id,
         "subject": message.subject,
         "campaign": message.campaign,
+        "priority": priority_of(message.priority).value,
         "origin": {
             "listener": origin.listener,
             "peer": origin.peer,
@@ -155,6 +157,7 @@ def _addresses(attempt: Attempt, found: History) -> list[str]:
 
 def _tell(found: History) -> None:
     from relayd.core.ids import format_id
+    from relayd.core.priority import priority_of
 
     message, envelope, origin = found.message, found.message.envelope, found.message.origin
     login = f", logged in as {origin.credential}" if origin.credential else ""
@@ -167,6 +170,7 @@ def _tell(found: History) -> None:
             ("subject", message.subject),
             ("message-id", message.message_id),
             ("campaign", message.campaign or ""),
+            ("priority", priority_of(message.priority).value if message.priority else ""),
             ("size", f"{message.size} octets" + ("" if found.has_content else " (content not kept any more)")),
             ("came by", f"{origin.protocol} on {origin.listener} from {origin.peer} ({origin.helo}){login}{network}"),
             ("secured", origin.tls or "no"),

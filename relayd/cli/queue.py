@@ -49,6 +49,7 @@ TABLE_LIMIT = 200
 def _entry(row: QueueRow) -> dict[str, Any]:
     from relayd.cli.message import recipient_dict
     from relayd.core.ids import format_id
+    from relayd.core.priority import priority_of
 
     message = row.message
     return {
@@ -58,6 +59,7 @@ def _entry(row: QueueRow) -> dict[str, Any]:
         "subject": message.subject,
         "size": message.size,
         "campaign": message.campaign,
+        "priority": priority_of(message.priority).value,
         "credential": message.origin.credential,
         **recipient_dict(row.waiting),
     }
@@ -194,7 +196,8 @@ class Shown:
         from relayd.cli.message import recipient_dict
 
         entry = _entry(self.rows[0])
-        kept = {key: entry[key] for key in ("id", "accepted_at", "sender", "subject", "size", "campaign", "credential")}
+        about = ("id", "accepted_at", "sender", "subject", "size", "campaign", "priority", "credential")
+        kept = {key: entry[key] for key in about}
         recipients = []
         for row in self.rows:
             at, reply = self.replies.get(row.waiting.n, (None, None))
@@ -204,6 +207,7 @@ class Shown:
     def tell(self) -> None:
         """For people."""
         from relayd.core.ids import format_id
+        from relayd.core.priority import priority_of
 
         message = self.rows[0].message
         print_pairs(
@@ -213,6 +217,7 @@ class Shown:
                 ("from", message.envelope.sender or "<>"),
                 ("subject", message.subject),
                 ("campaign", message.campaign or ""),
+                ("priority", priority_of(message.priority).value if message.priority else ""),
                 ("credential", message.origin.credential or ""),
             ]
         )

@@ -13,7 +13,7 @@ from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOpt
 from relayd.cli.out import print_json, say
 
 if TYPE_CHECKING:
-    from relayd.config.models import Config
+    from relayd.config.models import Config, Route
     from relayd.delivery.routing import RouteFacts
 
 app = typer.Typer(help="Explain which way a mail takes.", no_args_is_help=True, rich_markup_mode=None)
@@ -99,6 +99,18 @@ def _question(config: Config, given: Question, headers: Sequence[str]) -> Questi
     return replace(given, campaign=campaign, headers=values)
 
 
+def _priority(config: Config, question: Question, route: Route | None) -> str | None:
+    """How urgent the mail would be."""
+    from relayd.core.priority import priority_of, read_priority
+    from relayd.intake.urgency import urgency_of
+
+    own = next((each.priority for each in config.credentials if each.username == question.credential), None)
+    asked = read_priority(question.headers.get(config.priority_header.lower(), ""))
+    if route is None:
+        return None
+    return priority_of(urgency_of(asked, own, [route.priority])).value
+
+
 def _facts(question: Question, from_domain: str) -> RouteFacts:
     from relayd.core.address import domain_of
     from relayd.delivery.routing import RouteFacts, sender_domain_of
@@ -133,6 +145,7 @@ def _explanation(config: Config, question: Question) -> dict[str, Any]:
         "upstream": upstream,
         "upstreams": list(route.upstreams) if route else [],
         "weights": route.weights if route else None,
+        "priority": _priority(config, question, route),
         "from_domain": from_domain,
         "dkim": _keys(config, from_domain),
         "limits": _limits(config, question, upstream),
@@ -166,6 +179,9 @@ def _limits(config: Config, question: Question, upstream: str | None) -> dict[st
             "connections to the upstream": str(theirs.connections),
             "recipients in one transaction": str(theirs.recipients_per_message),
         }
+        for kind, windows in (("messages", theirs.messages), ("recipients", theirs.recipients)):
+            if windows:
+                limits[f"{kind} to the upstream"] = ", ".join(map(str, windows))
         if theirs.messages_per_connection:
             limits["messages of a connection"] = str(theirs.messages_per_connection)
     return limits | {"retries": str(config.retry.schedule), "lifetime": format_duration(config.retry.lifetime)}
@@ -198,6 +214,7 @@ def _tell(found: dict[str, Any]) -> None:
             say(f"  signed for {key['domain']} with selector {key['selector']} ({key['algorithm']})")
     else:
         say(f"  not signed: no DKIM key for {found['from_domain'] or 'a mail without From'} or a domain above it")
+    say(f"  priority: {found['priority']}")
     for name, value in found["limits"].items():
         say(f"  {name}: {value}")
 

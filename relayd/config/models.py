@@ -56,6 +56,7 @@ from relayd.config.types import (
 from relayd.config.windows import Windows
 from relayd.core.blocking import ScopeKind
 from relayd.core.lifecycle import OnUncertain
+from relayd.core.priority import Priority
 from relayd.core.retry import parse_schedule
 
 __all__ = [
@@ -226,6 +227,11 @@ class Credential(Model):
     )
     rate: Rate | None = Field(
         None, description="Messages it may send in any such period (450 4.7.1 beyond). Absent: no limit."
+    )
+    priority: Priority | None = Field(
+        None,
+        description="How urgent its mail is: `high`, `normal` or `bulk`. `priority_header` may say less, never more."
+        " Absent: what the header or the route says.",
     )
 
 
@@ -570,6 +576,12 @@ class Route(Model):
         description="Name of the upstream that carries the message. `[a, b]`: the first that can be used at the moment."
         " `{a: 80, b: 20}`: by weight, each message by its id; the others stand in for one that cannot be used.",
     )
+    priority: Priority | None = Field(
+        None,
+        description="How urgent its mail is, where neither `priority_header` nor the credential says so. `high` goes"
+        " first, `bulk` last; of ten mails one is from behind, so that nothing starves. Absent: `normal`. A message to"
+        " several recipients has the most urgent of theirs; it is decided when the message is accepted.",
+    )
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -862,6 +874,11 @@ class Config(Model):
     routes: list[Route] = Field(min_length=1, description="Which upstream carries a message: the first match wins.")
     campaign_header: HeaderName = Field(
         "X-Relay-Campaign", description="Header that names the campaign of a message; removed before sending."
+    )
+    priority_header: HeaderName = Field(
+        "X-Priority-Lane",
+        description="Header by which an app says how urgent a message is: `high`, `normal` or `bulk`; removed before"
+        " sending. Whoever may send may use it, within the `priority` of its credential. Other values say nothing.",
     )
     dkim: list[DKIMKey] = Field(default_factory=list, description="Keys that sign outgoing mail.")
     require_verified_domain: bool | None = Field(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from relayd.config.models import Match, Route
 from relayd.core.address import AddressError, compile_pattern, domain_of, to_ascii
 from relayd.core.mail import INBOUND, Message, Recipient
+from relayd.core.priority import Priority
 from relayd.delivery.failover import Option, Standing, Targets, always, choose
 
 
@@ -162,6 +163,11 @@ class RouteTable:
         if keep and any(option.lane == current for option in options):
             return current
         return choose(options, current, self.standing)
+
+    def priority_for(self, message: Message, recipient: Recipient) -> Priority | None:
+        """What the rule that fits says of how urgent the message is."""
+        rule = 0 if self._rules and not self._rules[0][0] else self.decide(facts_of(message, recipient)).rule
+        return None if rule is None else self.routes[rule].priority
 
     def lane_of(self, upstream: str, message: Message) -> str | None:
         """The lane by which an upstream (or one of its lanes, named whole) may carry this message; None: it may not."""

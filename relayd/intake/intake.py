@@ -29,6 +29,7 @@ from relayd.intake.observer import AuthFailure, IntakeObserver
 from relayd.intake.rates import RateBook
 from relayd.intake.session import ClientSession
 from relayd.intake.submission import Kept, Preparer, deliveries, origin_of
+from relayd.intake.urgency import RoutePriority
 from relayd.intake.vouching import AnyDomain, Vouching
 from relayd.spool.state import StateError
 from relayd.spool.store import Delivery, Store, StoreError, StoreFullError
@@ -73,12 +74,14 @@ class Intake:
         return_paths: ReturnPaths | None = None,
         vouching: Vouching | None = None,
         stranger: Callable[[Message, Recipient], bool] = lambda message, recipient: False,
+        priority_of: RoutePriority | None = None,
     ) -> None:
         """`on_kept` is called on the loop for each lane of a message, once it is on disk; it must be quick.
 
         `lane_of` returns the upstream of the route that fits, None when none does. `return_paths` are the addresses
         that inbound listeners take mail for. `vouching` knows which domains are verified; without it, all may send.
         `stranger` says of mail without a lane that a route fits, but the sender has no account at its upstream.
+        `priority_of` returns what the route says of a mail's priority.
         """
         self.draining = False
         """Refuse new connections and new mails; what is in reception is still taken."""
@@ -90,6 +93,7 @@ class Intake:
         self._rates = rates
         self._disk = disk
         self._lane_of = lane_of
+        self._priority_of = priority_of
         self._stranger = stranger
         self._on_kept = on_kept
         self._observer = observer
@@ -119,7 +123,7 @@ class Intake:
             if (limits := config.limits_of(listener)) is not config.limits
         }
         self._hostname = config.hostname
-        self._preparer = Preparer(config, self._lane_of)
+        self._preparer = Preparer(config, self._lane_of, self._priority_of)
         self._listeners = {listener.name: listener for listener in config.listeners}
         self._accounts = {c.username: _Account(c, SenderPatterns(c.senders)) for c in config.credentials}
 

@@ -19,6 +19,7 @@ from relayd.core.quick import quick
 from relayd.core.units import Millis
 from relayd.intake.cidr import Peer
 from relayd.intake.session import ClientSession
+from relayd.intake.urgency import RoutePriority, Urgency
 from relayd.spool.store import Delivery, Waiting
 
 
@@ -69,14 +70,20 @@ def origin_of(session: ClientSession, envelope: Envelope) -> Origin:
 class Preparer:
     """What a configuration says about preparing messages, made ready for the hot path."""
 
-    def __init__(self, config: Config, lane_of: Callable[[Message, Recipient], str | None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lane_of: Callable[[Message, Recipient], str | None],
+        priority_of: RoutePriority | None = None,
+    ) -> None:
+        """`priority_of` is what the route of a recipient says."""
         self._lane_of = lane_of
         self._hostname = config.hostname
         self._campaign = config.campaign_header
-        self._drop = (config.campaign_header,) if config.campaign_header else ()
-        self._labels = tuple(
-            {name.lower() for route in config.routes if route.match for name in route.match.header or ()}
-        )
+        self._urgency = Urgency(config, priority_of)
+        self._drop = tuple(name for name in (config.campaign_header, config.priority_header) if name)
+        self._routed_by = {name.lower() for route in config.routes if route.match for name in route.match.header or ()}
+        self._labels = tuple(self._routed_by | {self._urgency.header})
 
     def facts(self, content: bytes) -> HeaderFacts:
         """What relayd wants to know of a header."""
@@ -94,7 +101,7 @@ class Preparer:
         facts: HeaderFacts,
         trace: bool,
     ) -> Kept:
-        """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the campaign header.
+        """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the headers meant for us.
 
         What came back to us is kept as it came, behind our Received: it goes nowhere.
         """
@@ -121,9 +128,19 @@ class Preparer:
             message_id,
             facts.subject,
             facts.campaign,
-            labels=dict(facts.labels) if facts.labels else {},
+            labels=self._kept_labels(facts),
         )
+        header = facts.labels.get(self._urgency.header) if not origin.inbound else None
+        urgency = self._urgency.of(message, header, recipients)
+        if urgency:
+            message = replace(message, priority=urgency)
         return Kept(message, id_text, tuple(self._waiting(message, recipients, now)), kept)
+
+    def _kept_labels(self, facts: HeaderFacts) -> dict[str, str]:
+        """The headers that routes look at."""
+        if not facts.labels:
+            return {}
+        return {name: value for name, value in facts.labels.items() if name in self._routed_by}
 
     def _waiting(self, message: Message, recipients: Sequence[Recipient], now: Millis) -> list[Waiting]:
         lane_of, waiting = self._lane_of, []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-from collections.abc import AsyncIterator, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from relayd.config.models import Config, SMTPUpstream
 from relayd.core.event import EventKind
-from relayd.core.ids import MessageId
+from relayd.core.ids import MessageId, parse_id
 from relayd.core.lifecycle import Outcome, State
 from relayd.core.permits import Kind, Share, Window
 from relayd.core.session import Outgoing
@@ -25,8 +27,19 @@ MINUTE, DAY = 60_000, 86_400_000
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """In memory where possible: these tests commit a lot, and crash no machine."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="relayd-test-", dir=memory) as place:
+        yield Path(place)
+
+
+@pytest.fixture
+async def world(directory: Path) -> AsyncIterator[World]:
+    world = World(directory)
     yield world
     await world.close()
     assert world.memory.used == 0
@@ -236,6 +249,23 @@ async def test_accounts_have_their_own_budgets_inside_the_upstreams(world: World
     assert sorted(counts.values()) == [2, 3]
     for _ in range(3):
         await live(world, 61)
+    assert not await world.waiting()
+
+
+async def test_urgent_mail_gets_the_scarce_permits_and_bulk_its_turn(world: World) -> None:
+    limited(world, messages(10))
+    await world.open(world.plan("acme"))
+    for _ in range(30):
+        await world.accept("r@example.org", urgency=-1)
+    await until(world.calm)
+    urgent = [await world.accept("r@example.org", urgency=1) for _ in range(30)]
+    await live(world, 61)
+    sent = [parse_id(mail.id) in urgent for mail in world.upstreams["acme"].transactions]
+    assert (sent[:10], sent[10:].count(True)) == ([False] * 10, 10)
+    for _ in range(4):
+        await live(world, 61)
+    sent = [parse_id(mail.id) in urgent for mail in world.upstreams["acme"].transactions]
+    assert sent[10:43].count(False) == 3
     assert not await world.waiting()
 
 

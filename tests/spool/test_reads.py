@@ -44,7 +44,10 @@ def plans(db: sqlite3.Connection, question: Callable[[], object]) -> list[str]:
     [
         (
             lambda db: reads.due_heads(db, ("acme", 0), NOW, (-1, -1), 9),
-            ["SEARCH recipient USING COVERING INDEX recipient_due (lane=? AND priority=? AND (due,message)>(?,?) AND due<?)"],
+            [
+                "SEARCH recipient USING COVERING INDEX recipient_due"
+                " (lane=? AND priority=? AND (due,message)>(?,?) AND due<?)"
+            ],
         ),
         (
             lambda db: reads.next_due(db, "acme", 0, NOW),

@@ -288,9 +288,12 @@ class World:
                 return False
         return True
 
-    async def accept(self, *addresses: str, sender: str = "shop@example.com", push: bool = True) -> MessageId:
+    async def accept(
+        self, *addresses: str, sender: str = "shop@example.com", push: bool = True, urgency: int = 0
+    ) -> MessageId:
         """Keep a mail and hand it on, as intake does."""
-        message = make_message(self.store.mint(), envelope=Envelope(sender), accepted_at=self.clock())
+        number, now = self.store.mint(), self.clock()
+        message = make_message(number, envelope=Envelope(sender), accepted_at=now, priority=urgency)
         waiting = []
         for n, address in enumerate(addresses):
             recipient = Recipient(address)
