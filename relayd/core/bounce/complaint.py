@@ -85,7 +85,7 @@ def _formless(root: Part, letter: str, original: Mapping[str, str]) -> Complaint
         return Complaint("abuse", (hidden,), "")
     lower = letter[:4000].lower()
     if original and (
-        any(each in lower for each in _LETTER) or (_SUBJECT.search(root.text_value("subject")) and _abuse_desk(about))
+        any(each in lower for each in _LETTER) or (_abuse_desk(about) and _SUBJECT.search(root.text_value("subject")))
     ):
         return Complaint("abuse", _of_original(original), "")
     return None

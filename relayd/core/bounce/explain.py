@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from relayd.core.bounce import autoreply, complaint, letter, mime, notices, original, report, wordings
@@ -351,10 +352,9 @@ def _judge(told: _Told, words: Letter | None, about: str) -> Verdict:
     if told.action in (Action.DELIVERED, Action.RELAYED, Action.EXPANDED):
         return _delivered(told, about)
     cls, reply, status, diagnostic = ReplyClass.UNKNOWN, None, told.status, told.diagnostic
-    texts = _candidates(told, words)
-    if not texts and status:
-        texts = [""]
-    for text in texts:
+    first = ""
+    for text in _candidates(told, words):
+        first = first or text
         found = codes(text)
         reply = reply or found.reply
         status = _better(status, found)
@@ -362,7 +362,7 @@ def _judge(told: _Told, words: Letter | None, about: str) -> Verdict:
         if row is not None:
             cls, diagnostic = row.cls, diagnostic or text
             break
-    diagnostic = diagnostic or next(iter(texts), "")
+    diagnostic = diagnostic or first
     if told.action is Action.DELAYED and cls in _VAGUE:
         cls = ReplyClass.EXPIRED
     status = status or _status(cls, told.action, reply)
@@ -380,17 +380,27 @@ def _row(text: str, found: letter.Codes, reply: int, status: str, told: _Told) -
     return None
 
 
-def _candidates(told: _Told, words: Letter | None) -> list[str]:
-    """Texts that may tell the reason, the most exact first."""
-    texts = [told.diagnostic]
-    if words is not None:
-        alone = len(words.said) < 2
-        reply = letter.reply_line(words.text) if alone else ""
-        reason = told.said.reason if told.said is not None else ""
-        texts += [reason, reply] if codes(reason).reply or not reply else [reply, reason]
-        if alone:
-            texts.append(one_line(words.text, 2000))
-    return [text for text in dict.fromkeys(texts) if text]
+def _candidates(told: _Told, words: Letter | None) -> Iterator[str]:
+    """Texts that may tell the reason, the most exact first. None at all: "", for what the status alone tells."""
+    seen = {""}
+    for text in _texts(told, words):
+        if text not in seen:
+            seen.add(text)
+            yield text
+    if len(seen) == 1 and told.status:
+        yield ""
+
+
+def _texts(told: _Told, words: Letter | None) -> Iterator[str]:
+    yield told.diagnostic
+    if words is None:
+        return
+    alone = len(words.said) < 2
+    reply = letter.reply_line(words.text) if alone else ""
+    reason = told.said.reason if told.said is not None else ""
+    yield from (reason, reply) if codes(reason).reply or not reply else (reply, reason)
+    if alone:
+        yield one_line(words.text, 2000)
 
 
 def _better(status: str, found: letter.Codes) -> str:

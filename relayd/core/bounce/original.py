@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from relayd.core.bounce.addresses import UNFIT
-from relayd.core.bounce.mime import MAX_VALUE, Part, header, opened
+from relayd.core.bounce.mime import Part, header, opened
 
 _TYPES = ("message/rfc822", "message/global", "message/partial")
 _HEADER_TYPES = ("text/rfc822-headers", "text/rfc822-header", "message/rfc822-headers", "message/global-headers")
@@ -60,10 +60,7 @@ def _in_text(text: str) -> dict[str, str]:
 
 
 def _first(fields: list[tuple[str, str]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in fields:
-        found.setdefault(name, value[:MAX_VALUE])
-    return found
+    return dict(reversed(fields))
 
 
 def message_id(fields: dict[str, str], letter: str) -> str:
