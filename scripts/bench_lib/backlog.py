@@ -88,7 +88,7 @@ def _drain(relay: Relayd, port: int, args: argparse.Namespace) -> tuple[float, i
 
 def _fresh(relay: Relayd, port: int, args: argparse.Namespace) -> float:
     """Delivered mails a second of the same relay, its queue empty, after the same upstream was away for a moment."""
-    mails = 6000
+    mails = min(6000, args.mails)
     sink = OwnSink(port=port)
     try:
         load = Load(mails, args.connections, args.size, 1, reuse=True, timeout=args.timeout)

@@ -21,10 +21,16 @@ SHELL = [
     "scripts/install-systemd",
     "scripts/lock/update",
     "scripts/bench",
+    "scripts/profile",
     "scripts/lib/venv.sh",
     ".ci/run",
 ]
 LOCKS = ["runtime", "dev"]
+MEASUREMENTS = [
+    "--mails 40 --sign none --tls client upstream --workers 1",
+    "recipients --mails 1 --recipients 30 --verp --workers 1",
+    "backlog --mails 60 --workers 1",
+]
 
 
 def run(*command: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -147,3 +153,19 @@ def test_the_installer_refuses_what_it_does_not_know() -> None:
     answer = run("scripts/install-systemd", "--rot", "/tmp")
     assert answer.returncode == 2
     assert "--root DIR" in answer.stderr
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS)
+def test_a_measurement_sends_its_mail_and_prints_a_table(measurement: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench_lib", *measurement.split(), "--directory", str(tmp_path)]
+    answer = subprocess.run(
+        command,
+        check=False,
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "|---|" in answer.stdout
