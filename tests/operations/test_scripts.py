@@ -29,7 +29,6 @@ LOCKS = ["runtime", "dev"]
 MEASUREMENTS = [
     "--mails 40 --sign none --tls client upstream --workers 1",
     "recipients --mails 1 --recipients 30 --verp --workers 1",
-    "backlog --mails 60 --workers 1",
 ]
 
 
