@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -77,6 +78,14 @@ class Sockets:
         )
         return Sockets(smtp, web)
 
+    def named(self, prefix: str) -> dict[str, socket.socket]:
+        """All of them by a name each, for whoever keeps them while we restart: no colon, as systemd wants it."""
+        names: dict[str, socket.socket] = {}
+        for sock in self:
+            name = f"{prefix}-{address_of(sock).replace(':', '-')}"
+            names[name] = sock
+        return names
+
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener, and the web server's "web", "web.public", … really listen; closed ones are left out."""
         groups = {**self.smtp, **self.web}
@@ -139,6 +148,24 @@ def rebind(config: Config, old: Sockets | None, *, reuse_port: bool = False, lik
             sock.close()
         raise
     return Sockets(smtp, web)
+
+
+def shares(inherited: Sequence[socket.socket], processes: int) -> list[Sockets]:
+    """What each process may take of sockets from an earlier run: of each address one. What is left over is closed.
+
+    A socket that is alone at its address by its making cannot be one of several: it is closed, too.
+    """
+    found: list[list[socket.socket]] = [[] for _ in range(processes)]
+    taken: Counter[tuple[int, Any]] = Counter()
+    for sock in inherited:
+        place = sock.family, sock.getsockname()
+        shared = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+        if taken[place] < processes and (processes == 1 or shared):
+            found[taken[place]].append(sock)
+            taken[place] += 1
+        else:
+            sock.close()
+    return [Sockets({}, each) for each in found]
 
 
 def _kept(wish: Bind, candidates: Iterable[socket.socket], left: Sequence[socket.socket]) -> socket.socket | None:

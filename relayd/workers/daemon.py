@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import resource
 import signal
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +24,9 @@ from relayd.config.diff import changes
 from relayd.config.load import ConfigError, examine
 from relayd.config.models import Config
 from relayd.control import ControlError, ControlServer, supervisor_socket
-from relayd.sockets import BindError, Sockets, bind, rebind
+from relayd.sockets import BindError, Sockets, rebind, shares
 from relayd.spool.lock import AlreadyRunningError, DataLock
-from relayd.systemd import Notifier, feed_watchdog
+from relayd.systemd import Notifier, feed_watchdog, inherited
 from relayd.workers.groundwork import prepare
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
 from relayd.workers.welcome import command_line, welcome
@@ -40,6 +42,9 @@ class Staff(Protocol):
     @property
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener really listens."""
+
+    def listening(self) -> dict[str, socket.socket]:
+        """All listening sockets, by a name each."""
 
     async def start(self) -> None:
         """Raises what makes it impossible."""
@@ -66,12 +71,16 @@ class Staff(Protocol):
 class Alone:
     """One process that does everything."""
 
-    def __init__(self, config: Config, config_path: Path, build: Build) -> None:
-        """Binds all sockets: raises BindError."""
+    def __init__(
+        self, config: Config, config_path: Path, build: Build, *, sockets: Sequence[socket.socket] = ()
+    ) -> None:
+        """Binds all sockets, save those that listen already: raises BindError."""
         self._config = config
         self._config_path = config_path
         self._build = build
-        self._sockets = bind(config)
+        [before] = shares(sockets, 1)
+        self._sockets = rebind(config, before)
+        _close_all_but(before, self._sockets)
         self._app: Application | None = None
         self._since = time.monotonic()
         self._stop: asyncio.Task[None] | None = None
@@ -80,6 +89,9 @@ class Alone:
     @property
     def addresses(self) -> dict[str, list[str]]:
         return self._sockets.addresses()
+
+    def listening(self) -> dict[str, socket.socket]:
+        return self._sockets.named("worker0")
 
     async def start(self) -> None:
         try:
@@ -199,6 +211,7 @@ class Daemon:
         if self._greet or logs.is_console(self._config.log):
             sys.stderr.write(welcome(self._config, addresses, command_line(self._config_path)))
             sys.stderr.flush()
+        self._notifier.keep(self._staff.listening())
         self._notifier.ready(_standing(addresses))
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -244,6 +257,7 @@ class Daemon:
                 raise
             else:
                 result = _standing(self._staff.addresses)
+                self._notifier.keep(self._staff.listening())
                 self._log.info("reloaded", changes=done)
                 return done
             finally:
@@ -297,7 +311,7 @@ def serve(config_path: Path, *, greet: bool = False) -> int:
     logs.setup(config.log, secrets=logs.secrets_of(config))
     for fault in examined.warnings:
         structlog.get_logger("relayd.daemon").warning("configuration", fault=fault.written(config_path))
-    notifier = Notifier.from_environment()
+    notifier, sockets = Notifier.from_environment(), inherited()
     # a reload that is asked for before we listen is satisfied by the start itself; by default it would end us
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_file_limit()
@@ -305,7 +319,7 @@ def serve(config_path: Path, *, greet: bool = False) -> int:
         config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with DataLock(config.data_dir / "lock") as lock:
             prepare(config)
-            staff = _staff(config, config_path, lock)
+            staff = _staff(config, config_path, lock, sockets)
 
             async def run() -> int:
                 return await Daemon(config, config_path, staff, notifier, greet=greet).run()
@@ -316,12 +330,12 @@ def serve(config_path: Path, *, greet: bool = False) -> int:
         return FAILED
 
 
-def _staff(config: Config, config_path: Path, lock: DataLock) -> Staff:
+def _staff(config: Config, config_path: Path, lock: DataLock, sockets: Sequence[socket.socket]) -> Staff:
     if config.worker_count == 1:
         from relayd.app import App  # noqa: PLC0415 - all of it stays out of a supervisor's memory
 
-        return Alone(config, config_path, App)
-    return Supervisor(config, config_path, inherit=(lock.fileno(),))
+        return Alone(config, config_path, App, sockets=sockets)
+    return Supervisor(config, config_path, inherit=(lock.fileno(),), sockets=sockets)
 
 
 def _raise_file_limit() -> None:

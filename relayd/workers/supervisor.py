@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import structlog
 
 from relayd.config.models import Config
 from relayd.events.metrics import SupervisorMetrics, clear
-from relayd.sockets import Sockets, bind, rebind
+from relayd.sockets import Sockets, bind, rebind, shares
 from relayd.workers.channel import FDS_LIMIT, Channel, pair, write_config
 
 Clock = Callable[[], float]
@@ -77,11 +78,13 @@ class Supervisor:
         config_path: Path,
         *,
         inherit: Sequence[int] = (),
+        sockets: Sequence[socket.socket] = (),
         command: Sequence[str] = (sys.executable, "-m", "relayd.workers"),
         patience: Patience | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """`inherit`: descriptors that every worker holds too (the lock of data_dir, so that it outlives us).
+        `sockets`: listening already, from the run before; those that the configuration has no more are closed.
 
         Binds all sockets: raises BindError. Raises OSError when the metrics directory cannot be made.
         """
@@ -95,7 +98,7 @@ class Supervisor:
         self._metrics_dir = config.data_dir / "run" / "metrics"
         clear(self._metrics_dir)
         self._metrics = SupervisorMetrics(self._metrics_dir)
-        self._slots = [_Slot(number, sockets) for number, sockets in enumerate(_bind_all(config))]
+        self._slots = [_Slot(number, sockets) for number, sockets in enumerate(_bind_all(config, sockets))]
         self._stopping = asyncio.Event()
         self._started = False
         self._questions = 0
@@ -105,6 +108,10 @@ class Supervisor:
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener really listens."""
         return self._slots[0].sockets.addresses()
+
+    def listening(self) -> dict[str, socket.socket]:
+        """All listening sockets, by a name each."""
+        return {name: sock for s in self._slots for name, sock in s.sockets.named(f"worker{s.number}").items()}
 
     async def start(self) -> None:
         """Start every worker. Raises WorkerFailedError, all of them stopped again, when one does not become ready."""
@@ -362,8 +369,15 @@ class Supervisor:
                 _signal(slot, signal.SIGKILL)
 
 
-def _bind_all(config: Config) -> list[Sockets]:
-    return _rebind_all(config, [None] * config.worker_count)
+def _bind_all(config: Config, inherited: Sequence[socket.socket]) -> list[Sockets]:
+    count = config.worker_count
+    before: Sequence[Sockets | None] = shares(inherited, count) if inherited else [None] * count
+    after = _rebind_all(config, before)
+    kept = {sock for sockets in after for sock in sockets}
+    for sock in inherited:
+        if sock not in kept:
+            sock.close()
+    return after
 
 
 def _rebind_all(config: Config, before: Sequence[Sockets | None]) -> list[Sockets]:

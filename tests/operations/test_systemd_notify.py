@@ -115,3 +115,35 @@ async def test_the_watchdog_is_fed_only_while_healthy(manager: Manager) -> None:
     heard = [manager.read()[0] for _ in range(3)]
     assert heard == ["WATCHDOG=1", "WATCHDOG=1", "STATUS=end"]
     notifier.close()
+
+
+def listening() -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    return sock
+
+
+def test_listening_sockets_are_kept_by_the_manager_and_let_go_when_they_are_ours_no_more(tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    notifier = Notifier(manager.socket.getsockname(), stale=["worker0-127.0.0.1-25"])
+    one, two = listening(), listening()
+
+    def heard() -> tuple[str, list[int]]:
+        message, fds, _, _ = socket.recv_fds(manager.socket, 4096, 8)
+        return message.decode(), fds
+
+    notifier.keep({"one": one})
+    assert heard() == ("FDSTOREREMOVE=1\nFDNAME=worker0-127.0.0.1-25", [])
+    text, [fd] = heard()
+    assert text == "FDSTORE=1\nFDNAME=one"
+    with socket.socket(fileno=fd) as held:
+        assert held.getsockname() == one.getsockname()
+    notifier.keep({"two": two})
+    assert heard() == ("FDSTOREREMOVE=1\nFDNAME=one", [])
+    text, fds = heard()
+    assert text == "FDSTORE=1\nFDNAME=two"
+    for sock in (one, two, *(socket.socket(fileno=fd) for fd in fds)):
+        sock.close()
+    notifier.close()
+    manager.socket.close()

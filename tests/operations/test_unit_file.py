@@ -52,6 +52,7 @@ def test_systemd_follows_our_state_and_watches_the_event_loop() -> None:
     assert unit["NotifyAccess"] == "main"
     assert int(unit["WatchdogSec"]) > 0
     assert "-HUP $MAINPID" in unit["ExecReload"]
+    assert int(unit["FileDescriptorStoreMax"]) > 0
     assert unit["KillMode"] == "mixed", "workers are told to drain by the supervisor, not killed with it"
 
 
