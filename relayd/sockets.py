@@ -165,7 +165,7 @@ def shares(inherited: Sequence[socket.socket], processes: int) -> list[Sockets]:
             taken[place] += 1
         else:
             sock.close()
-    return [Sockets({}, each) for each in found]
+    return [Sockets({}, {"inherited": each}) for each in found]
 
 
 def _kept(wish: Bind, candidates: Iterable[socket.socket], left: Sequence[socket.socket]) -> socket.socket | None:
