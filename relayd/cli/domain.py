@@ -28,6 +28,7 @@ from relayd.cli.records import (
     print_history,
     print_records,
     print_state,
+    print_zone,
     records_json,
     shown,
     spoken,
@@ -53,6 +54,7 @@ class Form(StrEnum):
     JSON = "json"
 
 
+FormOption = Annotated[Form, typer.Option("--format", metavar="table|zone|json", help="How it is written.")]
 UpstreamOption = Annotated[
     str | None,
     typer.Option(
@@ -161,14 +163,26 @@ def verify(
 
 @app.command("list")
 def list_domains(
-    context: typer.Context, lang: LangOption = None, config: ConfigOption = None, as_json: JSONOption = False
+    context: typer.Context,
+    *,
+    form: FormOption = Form.TABLE,
+    lang: LangOption = None,
+    config: ConfigOption = None,
+    as_json: JSONOption = False,
 ) -> None:
-    """List the sender domains."""
+    """List the sender domains; as a zone file: the records of all of them."""
     from relayd.cli import domains_place
     from relayd.domains.texts import state
 
+    async def zone(site: Site) -> list[Finding]:
+        names = [domain.name for domain in (await site.store.everything()).domains]
+        return [finding for name in names for finding in (await domains_place.standing(site, name))[2]]
+
+    if form is Form.ZONE:
+        print_zone(domains_place.run(context, config, zone), spoken(lang))
+        return
     everything = domains_place.run(context, config, _everything)
-    if as_json:
+    if as_json or form is Form.JSON:
         print_json_list(_entry(domain) for domain in everything.domains)
         return
     language = spoken(lang)
@@ -194,11 +208,13 @@ def list_domains(
 def show(
     context: typer.Context,
     name: NameArgument,
+    *,
+    form: FormOption = Form.TABLE,
     lang: LangOption = None,
     config: ConfigOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Show where a domain stands: its records as last checked, its keys, its history."""
+    """Show where a domain stands: its records as last checked, its keys, its history; as a zone file: its records."""
     from relayd.cli import domains_place
 
     async def work(site: Site) -> tuple[SenderDomain, list[DomainKey], list[Finding], list[Any]]:
@@ -207,7 +223,10 @@ def show(
 
     domain, keys, findings, history = domains_place.run(context, config, work)
     language = spoken(lang)
-    if as_json:
+    if form is Form.ZONE:
+        print_zone(findings, language)
+        return
+    if as_json or form is Form.JSON:
         facts = {
             "keys": [_key(key) for key in keys],
             "records": records_json(findings, language),
@@ -241,9 +260,7 @@ def records(
     context: typer.Context,
     name: NameArgument,
     *,
-    form: Annotated[
-        Form, typer.Option("--format", metavar="table|zone|json", help="How they are written.")
-    ] = Form.TABLE,
+    form: FormOption = Form.TABLE,
     no_underscore_cname: Annotated[
         bool,
         typer.Option(
@@ -257,7 +274,6 @@ def records(
     """Print the records of a domain, with what the last check said of them."""
     from relayd.cli import domains_place
     from relayd.domains.adding import reissue
-    from relayd.domains.render import zone_lines
 
     async def work(site: Site) -> list[Finding]:
         if no_underscore_cname:
@@ -270,7 +286,7 @@ def records(
         case Form.JSON:
             print_json(records_json(findings, language))
         case Form.ZONE:
-            say(zone_lines(findings, lang=language))
+            print_zone(findings, language)
         case Form.TABLE:
             print_records(findings, language)
 

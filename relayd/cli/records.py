@@ -76,6 +76,13 @@ def print_records(findings: Sequence[Finding], lang: Lang) -> None:
         say()
 
 
+def print_zone(findings: Sequence[Finding], lang: Lang) -> None:
+    """The same as lines of a zone file."""
+    from relayd.domains.render import zone_lines
+
+    say(zone_lines(findings, lang=lang))
+
+
 def records_json(findings: Sequence[Finding], lang: Lang) -> list[dict[str, Any]]:
     """The same for programs."""
     from relayd.domains.render import record_json

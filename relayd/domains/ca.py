@@ -185,7 +185,7 @@ class Conversation:
             raise CAError(f"{self._host}: no answer within {_TIMEOUT} s") from error
         except requests.exceptions.RequestException as error:
             raise CAError(f"{self._host}: cannot be reached ({type(error).__name__})") from error
-        except (errors.Error, jose_errors.Error, KeyError, AttributeError, ValueError) as error:
+        except (errors.Error, jose_errors.Error, KeyError, AttributeError, TypeError, ValueError) as error:
             if self._status >= 400:
                 raise CAError(
                     f"{self._host}: HTTP {self._status}", retry_after=self._retry_after, down=self._status == 503

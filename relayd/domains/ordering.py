@@ -12,7 +12,7 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -177,7 +177,9 @@ class Orders:
             )
 
         def told(written: Certificate) -> DomainEvent:
-            detail = {"reason": str(error), "again_at": written.due, "expires_at": written.not_after}
+            detail: dict[str, Any] = {"reason": str(error), "again_at": written.due}
+            if written.not_after is not None:
+                detail["expires_at"] = written.not_after
             return DomainEvent(attempt.host, self._clock(), "certificate.failed", detail)
 
         await self._write(attempt.host, failed, told)

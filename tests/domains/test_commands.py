@@ -93,6 +93,11 @@ def test_from_adding_to_verified(operator: Operator, zone: Zone) -> None:
 def test_zone_format_is_a_zone_file_that_verifies(operator: Operator, zone: Zone) -> None:
     operator.ok("domain", "add", DOMAIN, "--return-path", f"bounce.{DOMAIN}")
     text = operator.ok("domain", "records", DOMAIN, "--format", "zone").out
+    assert operator.ok("domain", "show", DOMAIN, "--format", "zone").out == text
+    assert operator.ok("domain", "list", "--format", "zone").out == text
+    for command in (("list",), ("show", DOMAIN)):
+        as_json = operator.ok("domain", *command, "--format", "json").json
+        assert as_json == operator.ok("domain", *command, "--json").json
     parsed = dns.zone.from_text(text, origin=f"{DOMAIN}.", check_origin=False, relativize=False)
     keys = [rdata for name, _, rdata in parsed.iterate_rdatas("TXT") if "_domainkey" in name.to_text()]
     assert len(keys) == 2
