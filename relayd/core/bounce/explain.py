@@ -32,6 +32,7 @@ _VAGUE = frozenset({ReplyClass.UNKNOWN, ReplyClass.SYSTEM_ERROR, ReplyClass.PROT
 """Classes that a report of a mere delay does not prove."""
 _STATUSES = re.compile(r"(?<!\d)[245]\.\d{1,3}\.\d{1,3}(?!\d)")
 _FIELDS = re.compile(r"^([A-Za-z-]{3,40}):[ \t]*([^\n]{0,500})", re.MULTILINE)
+_UNCLEAR = frozenset({ReplyClass.UNKNOWN, ReplyClass.SYSTEM_ERROR})
 _MAX_LETTERS = 3
 
 
@@ -104,6 +105,8 @@ class _Told:
     host: str = ""
     said: Said | None = None
     """What the letter says about it."""
+    program: bool = False
+    """A program that the mail was given to failed, says the type of the diagnostic."""
 
 
 # --- the parts
@@ -279,6 +282,7 @@ def _by_report(mail: _Mail, found: report.Report) -> list[Verdict]:
             command or (said.stage if said else None),
             block.remote or (said.host if said else ""),
             said,
+            block.get("diagnostic-code")[:20].lower().startswith("x-unix"),
         )
         verdicts.setdefault((told.recipient.lower(), told.action), _judge(told, words, about))
     return list(verdicts.values())
@@ -363,6 +367,8 @@ def _judge(told: _Told, words: Letter | None, about: str) -> Verdict:
             cls, diagnostic = row.cls, diagnostic or text
             break
     diagnostic = diagnostic or first
+    if told.program and cls in _UNCLEAR:
+        cls = ReplyClass.MAILER_ERROR
     if told.action is Action.DELAYED and cls in _VAGUE:
         cls = ReplyClass.EXPIRED
     status = status or _status(cls, told.action, reply)
@@ -396,6 +402,8 @@ def _texts(told: _Told, words: Letter | None) -> Iterator[str]:
     if words is None:
         return
     alone = len(words.said) < 2
+    if alone:
+        yield letter.refused_command(words.text)[1]
     reply = letter.reply_line(words.text) if alone else ""
     reason = told.said.reason if told.said is not None else ""
     yield from (reason, reply) if codes(reason).reply or not reply else (reply, reason)
