@@ -15,6 +15,7 @@ from argon2 import extract_parameters
 from argon2.exceptions import InvalidHashError
 
 from relayd.config.check_files import check_files
+from relayd.config.check_routes import check_overflow, check_rules
 from relayd.config.check_upstreams import check_login
 from relayd.config.fault import Fault, Loc, Positions, Severity, sorted_faults
 from relayd.config.models import (
@@ -75,6 +76,9 @@ class _Checker:
         for loc, route in items(self._at, "routes", self._config.routes):
             yield self._route(loc, route)
         yield self._order_of_routes()
+        if ("upstreams",) not in self._at.faulty:
+            yield check_overflow(self._at, self._config, self._upstreams)
+            yield check_rules(self._at, self._config, self._upstreams)
         yield self._dkim()
         yield self._acme()
         yield self._limits()

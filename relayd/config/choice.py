@@ -1,15 +1,16 @@
-"""Which upstreams a route names: one, several in order of preference, or several by weight.
+"""Values about upstreams: which ones a route names, and which replies a rule is about.
 
-What is chosen of them for a message is delivery/failover.py's.
+What is chosen for a message is delivery/failover.py's, what fits a reply core/throttle.py's.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from relayd.config.types import wrong
+from relayd.core.throttle import ThrottleAction, throttle_rule
 
 _REMEDY = "Write one name, [first, second] in order of preference, or {one: 80, other: 20} by weight"
 
@@ -53,3 +54,14 @@ UpstreamChoice = Annotated[
         }
     ),
 ]
+
+
+def _match(value: str) -> str:
+    try:
+        throttle_rule(value, ThrottleAction.DEFER, 0, "")
+    except ValueError as error:
+        raise wrong(str(error), "Write it like 452 too many, 550 5.7.x suspended or throttl-") from None
+    return value
+
+
+ThrottleMatch = Annotated[str, AfterValidator(_match), WithJsonSchema({"type": "string", "examples": ["452 too many"]})]

@@ -29,10 +29,12 @@ OPTIONAL: frozenset[Loc] = frozenset({("secret",)})
 
 _ROUNDS = 8
 STAND_INS: Mapping[str, Any] = {
+    "action": "defer",
     "bind": ["127.0.0.1:0"],
     "domain": "unknown.invalid",
     "host": "unknown.invalid",
     "key": "unknown",
+    "match": "451",
     "name": "unknown",
     "password": "unknown",
     "selector": "unknown",

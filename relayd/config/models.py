@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,11 +18,12 @@ from pydantic import (
     Field,
     Tag,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
 from relayd.config import presets
-from relayd.config.choice import UpstreamChoice
+from relayd.config.choice import ThrottleMatch, UpstreamChoice
 from relayd.config.types import (
     URL,
     Address,
@@ -483,6 +484,11 @@ class SMTPUpstream(Model):
         " bounces come back to relayd and say whom they are about; one transaction for each recipient. A null"
         " sender stays null.",
     )
+    overflow: Text | None = Field(
+        None,
+        description="Upstream that carries the mail once a budget of a day or longer is used up here, as far as the"
+        " sender may use it. Absent: it waits.",
+    )
     storm: Storm = Field(
         default_factory=Storm,
         description="The guard against bounce storms, when a provider refuses everything, such as for a suspended"
@@ -592,6 +598,39 @@ class Route(Model):
     def weights(self) -> dict[str, int] | None:
         """The weight of each, where they have weights."""
         return self.upstream if isinstance(self.upstream, dict) else None
+
+
+class _ThrottleRule(Model):
+    """What is done about a reply by which a provider says "too much" or "not now". The first that fits counts."""
+
+    upstream: Text | None = Field(None, description="Name of the upstream. Absent: all.")
+    match: ThrottleMatch = Field(
+        description="Code, enhanced code and words as they stand in a reply: `452 too many`, `550 5.7.x"
+        " suspended`, `4xx throttl-`. `x`: any digit or number; `a|b`: either word; `word-`: any that begins so; `*`:"
+        " up to six words. Case and punctuation make no difference; every part may be missing."
+    )
+    action: Literal["pause", "slow", "defer", "next-upstream"] = Field(
+        description="`pause`: nothing goes out by this upstream, or this account, for so long. `slow`: half as many"
+        " connections, and no more for so long. `defer`: this mail is not tried again before. `next-upstream`: it goes"
+        " by the next upstream that its route names. None of them bounces."
+    )
+
+    @property
+    def seconds(self) -> float:
+        """How long."""
+        return float(getattr(self, "for"))
+
+
+if TYPE_CHECKING:
+    ThrottleRule = _ThrottleRule
+else:
+    # the key is a word of Python's
+    ThrottleRule = create_model(
+        "ThrottleRule",
+        __base__=_ThrottleRule,
+        __doc__=_ThrottleRule.__doc__,
+        **{"for": (Duration, Field(300.0, gt=0, le=7 * 86400.0, description="How long."))},
+    )
 
 
 class DKIMKey(Model):
@@ -872,6 +911,11 @@ class Config(Model):
         min_length=1, description="Providers that carry the mail, by the names that routes use."
     )
     routes: list[Route] = Field(min_length=1, description="Which upstream carries a message: the first match wins.")
+    rules: list[ThrottleRule] = Field(
+        default_factory=list,
+        description="What is done about certain replies of upstreams, ahead of the rules that presets bring"
+        " (`relayd upstream presets`).",
+    )
     campaign_header: HeaderName = Field(
         "X-Relay-Campaign", description="Header that names the campaign of a message; removed before sending."
     )

@@ -83,6 +83,8 @@ class Outcome:
     """The upstream's, or one that we word for a failure without a reply (with X.4.x or X.7.x codes)."""
     cls: str = "unknown"
     """Class of core/classify.py, for metrics and people."""
+    retry_after: int = 0
+    """Milliseconds that a rule asks to wait, where the schedule would try sooner."""
 
 
 @dataclass(frozen=True, slots=True)

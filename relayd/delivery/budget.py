@@ -171,6 +171,13 @@ class Budget:
         """What mail waits for, while it does."""
         return self._refusal if self._book.clock() < self._refused_until and self._wanted() else None
 
+    def exhausted(self, span: Millis) -> Refusal | None:
+        """A budget of at least that span is used up, as far as is known; what it said."""
+        found = self._refusal
+        if found is None or found.gives_way or found.window.span < span or self._book.clock() >= self._refused_until:
+            return None
+        return found
+
     # -- in the hand ------------------------------------------------------------------------------------------------
 
     def _fresh(self) -> bool:

@@ -14,6 +14,7 @@ import structlog
 from relayd.core.session import Session
 from relayd.core.units import Millis
 from relayd.delivery.lanes import Lane
+from relayd.delivery.pace import Pace
 from relayd.delivery.slots import LEASE, ConnectionSlots
 from relayd.spool.store import Delivery
 
@@ -47,12 +48,17 @@ class Crew:
         attempt: Attempt,
         clock: Callable[[], Millis],
         closed: Callable[[], None],
+        *,
+        pace: Pace,
     ) -> None:
         self._lane = lane
         self._slots = slots
         self._attempt = attempt
         self._clock = clock
         self._closed = closed
+        self._pace = pace
+        self._going: set[asyncio.Task[None]] = set()
+        """Carriers that leave because there are too many for the pace."""
         self._idle: list[asyncio.Future[bool]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
@@ -89,7 +95,7 @@ class Crew:
             if not idle.done():
                 idle.set_result(True)
                 return
-        if len(self._tasks) < self._slots.most:
+        if len(self._tasks) < min(self._slots.most, self._pace.allowed):
             self._hired += 1
             task = asyncio.create_task(self._carry(), name=f"carry {self._lane.name} #{self._hired}")
             self._tasks.add(task)
@@ -112,6 +118,7 @@ class Crew:
     def resize(self, slots: ConnectionSlots) -> None:
         """As many connections as these slots give from now on. What is in hand is finished first."""
         self._slots = slots
+        self._pace.resize(slots.most)
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -151,6 +158,7 @@ class Crew:
 
     def _left(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._going.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             structlog.get_logger("relayd.delivery").error("carrier failed", task=task.get_name(), exc_info=error)
             self._call_again(1.0)
@@ -165,7 +173,7 @@ class Crew:
         leased_at = used_at = loop.time()
         generation, after_you = self.generation, False
         try:
-            while not self._stopping and slots is self._slots:
+            while not self._stopping and slots is self._slots and not self._too_many():
                 if carrier.session is not None and generation != self.generation:
                     await self._close(carrier)
                 generation = self.generation
@@ -184,6 +192,14 @@ class Crew:
                 await self._close(carrier)
             finally:
                 slots.release(after_you=after_you)
+
+    def _too_many(self) -> bool:
+        """There are more carriers than the pace allows: this one leaves."""
+        if len(self._tasks) - len(self._going) <= self._pace.allowed:
+            return False
+        if (task := asyncio.current_task()) is not None:
+            self._going.add(task)
+        return True
 
     async def _carry_one(self, carrier: Carrier, delivery: Delivery, *, stale: bool) -> None:
         try:

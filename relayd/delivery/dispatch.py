@@ -23,6 +23,7 @@ from relayd.delivery.lanes import Lane
 from relayd.delivery.line import Line, Plan, UpstreamPlan
 from relayd.delivery.moving import Moving, settled
 from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.pace import Pace
 from relayd.delivery.rerouting import Rerouting
 from relayd.delivery.slots import ConnectionSlots
 from relayd.delivery.standings import StandingBook, upstream_of
@@ -33,6 +34,10 @@ from relayd.spool.store import Delivery, Store, Waiting
 
 _LEAVE = 900.0
 """Seconds for what a removed upstream has in hand."""
+
+
+_DAY: Millis = 86_400_000
+"""Overflow stands in for budgets of this span or longer; shorter ones are waited for."""
 
 
 def _never(message: Message, address: str) -> Block | None:
@@ -88,9 +93,10 @@ class Dispatcher:
             blocked=blocked,
             rng=self._random,
         )
-        self._writer.choose = self.choose
+        self._writer.choose, self._writer.other = self.choose, self.other
         self._moving = Moving(self._lines, self._attempts, self.standings.unavailable, self.choose, self._shared)
         self.standings.changed = self._moving.changed
+        self.standings.exhausted = self._exhausted
         plan.table.standing = self.standings.unavailable
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -151,7 +157,9 @@ class Dispatcher:
         line = self._lines[plan.name] = Line(lane, plan, self._observer, self._random, self.standings)
         self._guard(line)
         closed = partial(self._observer.connections, plan.name, -1)
-        line.crew = Crew(lane, self._share(plan), partial(self._attempts.carry, line), self._clock, closed)
+        share = self._share(plan)
+        line.pace = Pace(share.most, plan.first or share.most)
+        line.crew = Crew(lane, share, partial(self._attempts.carry, line), self._clock, closed, pace=line.pace)
         self._limit(line)
         self._begin(line)
 
@@ -170,6 +178,14 @@ class Dispatcher:
         elif line.plan.shares and self._budgets is not None:
             crew, lane = line.crew, line.lane
             lane.budget = self._budgets.open(lane.name, line.plan.shares, crew.call, lane.wants_budget)
+
+    def _exhausted(self, lane: str) -> tuple[str, Millis | None] | None:
+        """Whether a budget of a day is used up in this lane, and until when: overflow stands in then."""
+        line = self._lines.get(lane)
+        if line is None or line.lane.budget is None:
+            return None
+        found = line.lane.budget.exhausted(_DAY)
+        return None if found is None else (f"the budget of {found.window.count} is used up", found.free_at)
 
     def _shared(self, lane: str) -> bool:
         return self._plan.table.shared(upstream_of(lane))
@@ -303,6 +319,7 @@ class Dispatcher:
                 "in_memory": len(line.lane),
                 "sending": line.lane.flying,
                 "connections": line.crew.size,
+                "allowed": line.pace.allowed,
             }
             for name, line in self._lines.items()
         }
@@ -313,9 +330,13 @@ class Dispatcher:
         lane = self._plan.table.upstream_for(message, waiting.recipient, waiting.lane, keep=keep)
         return lane or ""
 
+    def other(self, message: Message, waiting: Waiting) -> str | None:
+        """Another lane for a recipient than the one that it is in; None where no other can be used."""
+        return self._plan.table.other_than(waiting.lane, message, waiting.recipient)
+
     def _ready(self, lane: Lane) -> None:
         line = self._lines.get(lane.name)
         if line is not None:
             line.crew.ready()
-            if line.gate.paused or line.gate.shut:
+            if line.gate.paused or line.gate.shut or lane.budget is not None:
                 self._moving.arrived(lane.name)

@@ -17,12 +17,14 @@ from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message
 from relayd.core.permits import Share
 from relayd.core.session import Connector, Sent
+from relayd.core.throttle import ThrottleRule
 from relayd.core.units import Millis
 from relayd.delivery.crew import Crew
 from relayd.delivery.dkim import SigningPool
 from relayd.delivery.gate import Gate
 from relayd.delivery.lanes import Lane
 from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.pace import Pace, too_fast
 from relayd.delivery.routing import RouteTable
 from relayd.delivery.senders import RefusedSenders
 from relayd.delivery.settle import Policy
@@ -60,6 +62,10 @@ class UpstreamPlan:
     """None: everything goes out under the name it came with."""
     storm: StormRule | None = None
     """What is taken for a bounce storm, all workers together; None: nothing."""
+    rules: tuple[ThrottleRule, ...] = ()
+    """What is done about certain replies; the first that fits."""
+    first: int = 0
+    """Connections to begin with, of one worker; 0: as many as there may be."""
     shares: tuple[Share, ...] = ()
     """Budgets that its mail has to fit in."""
 
@@ -73,6 +79,18 @@ class Plan:
     signing: SigningPool
     policy: Policy
     window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What rules say about one transaction."""
+
+    pause: Millis = 0
+    """Pause at least so long."""
+    slow: Millis = 0
+    """Use fewer connections for so long."""
+    elsewhere: frozenset[int] = frozenset()
+    """Recipients that go by another upstream."""
 
 
 _BEHIND_MAIL = frozenset({Stage.RCPT, Stage.DATA, Stage.DOT})
@@ -97,6 +115,8 @@ class Line:
     standings: StandingBook
     crew: Crew = field(init=False)
     senders: RefusedSenders = field(default_factory=RefusedSenders)
+    pace: Pace = field(default_factory=lambda: Pace(1))
+    """How many connections it may use at the moment."""
     guard: StormGuard | None = None
     """Against bounce storms."""
     unwritten: dict[MessageId, int] = field(default_factory=dict)
@@ -123,12 +143,16 @@ class Line:
         found = self.standings.suspension(self.lane.name)
         return found is not None and found.kind is SuspensionKind.STORM
 
-    def judge(self, sent: Sent, sender: str, now: Millis) -> Millis:
-        """Open or close the upstream's gate; when to try again what its trouble kept back."""
+    def judge(self, sent: Sent, sender: str, now: Millis, began: Millis = 0, ruling: Ruling | None = None) -> Millis:
+        """Open or close the upstream's gate, and set its pace; when to try again what its trouble kept back.
+
+        `began`: when the transaction did. `ruling`: what rules say about it.
+        """
         gate = self.lane.gate
         trouble = trouble_in(sent)
+        self._set_pace(sent, now, began, ruling)
         if trouble is not None:
-            return self._trouble(trouble, sender, now)
+            return self._trouble(trouble, sender, now, 0 if ruling is None else ruling.pause)
         if gate.paused or self.senders:
             if all(outcome.stage is Stage.LOCAL for outcome in sent.outcomes):
                 gate.abandoned()
@@ -142,9 +166,18 @@ class Line:
                 self.crew.all_ready()
         return now
 
-    def _trouble(self, trouble: Outcome, sender: str, now: Millis) -> Millis:
+    def _set_pace(self, sent: Sent, now: Millis, began: Millis, ruling: Ruling | None) -> None:
+        pace = self.pace
+        if ruling is not None and ruling.slow:
+            pace.slower(began, now, ruling.slow)
+        elif too_fast(sent.outcomes):
+            pace.slower(began, now)
+        elif pace.allowed < pace.most and sent.stage is Stage.DOT and pace.success(now) and self.lane.has_mail:
+            self.crew.ready()
+
+    def _trouble(self, trouble: Outcome, sender: str, now: Millis, least: Millis) -> Millis:
         gate, log = self.lane.gate, structlog.get_logger("relayd.delivery")
-        suspect = sender if trouble.stage is Stage.MAIL else None
+        suspect = sender if trouble.stage is Stage.MAIL and not least else None
         if suspect is not None:
             until = self.senders.refused(sender, trouble, now, self.random.random())
             if until is not None:
@@ -152,7 +185,7 @@ class Line:
                 gate.abandoned()
                 return until
         began, known = not gate.paused, gate.paused_until
-        resume = gate.trouble(now, str(trouble.reply), self.random.random(), suspect)
+        resume = gate.trouble(now, str(trouble.reply), self.random.random(), suspect, least)
         if began:
             self.observer.paused(self.plan.name, True)
         if resume != known:

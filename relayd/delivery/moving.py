@@ -82,7 +82,8 @@ class Moving:
 
     async def _run(self) -> None:
         while True:
-            wait = LOOK if any(self._closed()) else None
+            # that a budget is used up tells nobody: where it may matter, it is looked at
+            wait = LOOK if any(map(self._shared, self._lines)) else None
             try:
                 async with asyncio.timeout(wait):
                     await self._wanted.wait()

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relayd.config.models import Account, Config, ReturnPath, SMTPUpstream, Upstream
+from relayd.config.presets import Throttle
+from relayd.config.presets import find as find_preset
 from relayd.core.session import Connector
+from relayd.core.throttle import ThrottleAction, ThrottleRule, throttle_rule
 from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import AccountBook, LaneTable, Outward, books_of, lane_name
@@ -17,6 +20,7 @@ from relayd.delivery.dkim import Signer, SigningPool, load_keys
 from relayd.delivery.line import Plan, UpstreamPlan
 from relayd.delivery.oauth.grants import Grant, grant_of
 from relayd.delivery.oauth.keeper import Bearer, TokenKeeper
+from relayd.delivery.pace import FIRST
 from relayd.delivery.sandbox import SandboxConnector
 from relayd.delivery.settle import Policy
 from relayd.delivery.smtp import SMTPConnector
@@ -85,6 +89,33 @@ def _storm(upstream: Upstream) -> StormRule | None:
     return StormRule(upstream.storm.replies, round(upstream.storm.within * 1000))
 
 
+def rules_of(name: str, upstream: Upstream, config: Config) -> tuple[ThrottleRule, ...]:
+    """The rules about replies of an upstream: those of the file, then those of its preset."""
+    if not isinstance(upstream, SMTPUpstream):
+        return ()
+    own = [
+        throttle_rule(rule.match, ThrottleAction(rule.action), round(rule.seconds * 1000), "rules")
+        for rule in config.rules
+        if rule.upstream in (None, name)
+    ]
+    preset = find_preset(upstream.preset) if upstream.preset else None
+    return (*own, *(preset_rule(throttle) for throttle in (preset.throttles if preset else ())))
+
+
+def preset_rule(throttle: Throttle) -> ThrottleRule:
+    """A rule that a preset brings."""
+    return throttle_rule(throttle.match, ThrottleAction(throttle.action), throttle.seconds * 1000, throttle.source)
+
+
+def overflows_of(config: Config) -> dict[str, str]:
+    """Upstream → the one that stands in once its day is used up."""
+    return {
+        name: upstream.overflow
+        for name, upstream in config.upstreams.items()
+        if isinstance(upstream, SMTPUpstream) and upstream.overflow is not None
+    }
+
+
 def build_plan(
     config: Config,
     clock: Callable[[], Millis],
@@ -114,13 +145,15 @@ def build_plan(
             ),
             outward=_outward(books.get(name), upstream, account),
             storm=_storm(upstream),
+            rules=rules_of(name, upstream, config),
+            first=FIRST if isinstance(upstream, SMTPUpstream) else 0,
             shares=shares[lane],
         )
         for lane, (name, upstream, account) in logins_of(config).items()
     }
     return Plan(
         upstreams=upstreams,
-        table=LaneTable(config.routes, books),
+        table=LaneTable(config.routes, books, overflows_of(config)),
         signing=SigningPool(Signer(load_keys(config.dkim), clock)),
         policy=policy_of(config),
         window=config.spool.window,

@@ -169,6 +169,15 @@ class RouteTable:
         rule = 0 if self._rules and not self._rules[0][0] else self.decide(facts_of(message, recipient)).rule
         return None if rule is None else self.routes[rule].priority
 
+    def other_than(self, lane: str, message: Message, recipient: Recipient) -> str | None:
+        """The best lane for a message beside this one, that can be used now; None: there is none."""
+        targets = None if message.origin.inbound else self._targets(message, recipient)
+        if targets is None:
+            return None
+        others = [option for option in self.options(targets, message) if option.lane != lane]
+        found = choose(others, "", self.standing)
+        return found if found is not None and self.standing(found) is None else None
+
     def lane_of(self, upstream: str, message: Message) -> str | None:
         """The lane by which an upstream (or one of its lanes, named whole) may carry this message; None: it may not."""
         lane = self._lane(upstream.partition("/")[0], message)

@@ -72,6 +72,8 @@ def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, no
             due = facts.resume
         else:
             due = next_due(policy.schedule, attempts, now, expires, jitter)
+            if due is not None and outcome.retry_after:
+                due = min(max(due, now + outcome.retry_after), expires)
         if due is None or now >= expires:
             return expire(message, waiting, policy, now, reply=str(outcome.reply), attempts=attempts)
     delayed = not nxt.state.final and delay_due(message, waiting, policy, now)

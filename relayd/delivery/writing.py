@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -18,10 +18,11 @@ from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Outcome, OutcomeKind
 from relayd.core.mail import Message
 from relayd.core.session import Sent, Session
+from relayd.core.throttle import ThrottleAction, ThrottleRule, ruled
 from relayd.core.units import Millis
-from relayd.delivery.line import Line
+from relayd.delivery.line import Line, Ruling
 from relayd.delivery.observer import DeliveryObserver
-from relayd.delivery.settle import Facts, Policy, hold_back, settle_attempt
+from relayd.delivery.settle import Facts, Policy, hold_back, move, settle_attempt
 from relayd.delivery.storm import StormGuard, Verdict, about_recipient, key_of, refusal
 from relayd.delivery.suspense import Suspense
 from relayd.spool.store import (
@@ -55,6 +56,29 @@ Wake = Callable[[str, Millis, MessageId | None], None]
 """Tells a lane that something in the store became due, maybe of this message."""
 
 
+def by_rules(rules: Sequence[ThrottleRule], part: Sequence[Waiting], sent: Sent) -> tuple[Sent, Ruling | None]:
+    """What rules make of a transaction; None where none fits, as a rule."""
+    if all(outcome.kind is OutcomeKind.DELIVERED for outcome in sent.outcomes):
+        return sent, None
+    outcomes, pause, slow, elsewhere, fitting = [], 0, 0, set(), False
+    for waiting, found in zip(part, sent.outcomes, strict=True):
+        outcome, rule = ruled(rules, found)
+        outcomes.append(outcome)
+        if rule is None:
+            continue
+        fitting = True
+        match rule.action:
+            case ThrottleAction.PAUSE:
+                pause = max(pause, rule.duration)
+            case ThrottleAction.SLOW:
+                slow = max(slow, rule.duration)
+            case ThrottleAction.NEXT:
+                elsewhere.add(waiting.n)
+    if not fitting:
+        return sent, None
+    return replace(sent, outcomes=tuple(outcomes)), Ruling(pause, slow, frozenset(elsewhere))
+
+
 class Writer:
     """Settlements of one worker, on its event loop."""
 
@@ -79,6 +103,8 @@ class Writer:
         self._random = rng
         self.choose: Choose = stay
         """Where mail goes that its upstream's trouble keeps back; the dispatcher puts its own here."""
+        self.other: Callable[[Message, Waiting], str | None] = lambda message, waiting: None
+        """Another lane for a recipient, for rules that say so."""
         self._unsettled: set[asyncio.Task[None]] = set()
         self.suspense = Suspense(clock)
         self._log = structlog.get_logger("relayd.delivery")
@@ -103,8 +129,10 @@ class Writer:
         endpoint: str = "",
     ) -> asyncio.Future[None]:
         """Decide what the attempt meant, tell the gate, and write it all in one transaction."""
-        now = self._clock()
-        resume = line.judge(sent, delivery.message.envelope.sender, now)
+        now, ruling = self._clock(), None
+        if line.plan.rules:
+            sent, ruling = by_rules(line.plan.rules, part, sent)
+        resume = line.judge(sent, delivery.message.envelope.sender, now, started, ruling)
         if resume > now and self.choose(delivery.message, part[0]) != line.lane.name:
             # another upstream carries it meanwhile: it is due at once, and moves (moving.py)
             resume = now
@@ -121,9 +149,27 @@ class Writer:
         )
         self._observer.attempt(line.plan.name, (now - started) / 1000)
         facts = Facts(delivery.message, part, sent.outcomes, attempt, line.plan.on_uncertain, sent.dsn, resume)
+        if ruling is not None and ruling.elsewhere:
+            return self._elsewhere(line, facts, ruling.elsewhere, now, last=last)
         if line.guard is not None and line.guard.concerns(sent.outcomes):
             return self._guarded(line, line.guard, facts, now, last=last)
         return self.write(line, settle_attempt(facts, self.policy, now, self._random.random()), last=last)
+
+    def _elsewhere(
+        self, line: Line, facts: Facts, ns: frozenset[int], now: Millis, *, last: bool
+    ) -> asyncio.Future[None]:
+        """Settle what was found here; where a rule says so, recipients go by another upstream from now on."""
+        settlement = settle_attempt(facts, self.policy, now, self._random.random())
+        moving = [
+            (change.after, lane)
+            for change in settlement.changes
+            if change.after.n in ns and change.after.due is not None
+            if (lane := self.other(facts.message, change.after)) is not None
+        ]
+        written = self.write(line, settlement, last=last and not moving)
+        if not moving:
+            return written
+        return self.write(line, move(facts.message, moving, now, "a rule about the reply"), last=last)
 
     def _guarded(self, line: Line, guard: StormGuard, facts: Facts, now: Millis, *, last: bool) -> asyncio.Future[None]:
         """Settle what is sure at once; refusals wait until it is sure that they are no storm."""

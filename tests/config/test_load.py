@@ -303,6 +303,8 @@ def _sections() -> list[tuple[str, str]]:
         "UpstreamLimits": "upstreams: {s: {host: h, limits: {%s}}}",
         "UpstreamTimeouts": "upstreams: {s: {host: h, timeouts: {%s}}}",
         "SMTPUpstream": "upstreams: {s: {host: h, %s}}",
+        "Storm": "upstreams: {s: {host: h, storm: {%s}}}",
+        "ThrottleRule": "rules: [{match: '452', action: slow, %s}]",
         "OAuth": "upstreams: {s: {host: h, username: u, oauth: {%s}}}",
         "Account": "upstreams: {s: {host: h, accounts: [{address: a@example.jp, password: p, %s}]}}",
         "SandboxUpstream": "upstreams: {s: {type: sandbox, %s}}",

@@ -171,3 +171,27 @@ async def test_what_was_put_by_hand_into_an_upstream_that_goes_takes_its_route(w
     await world.reload(world.plan("one"))
     await world.settled(mail)
     assert len(world.upstreams["one"].accepted) == 1
+
+
+async def test_overflow_stands_in_once_a_day_is_used_up(world: World) -> None:
+    spent: set[str] = set()
+    world.overflows = {"one": "over"}
+    await world.open(world.plan("one", "over"))
+    world.standings.exhausted = lambda lane: ("the budget is used up", None) if lane in spent else None
+    await world.settled(await world.accept("first@example.org"))
+    spent.add("one")
+    late = [await world.accept(f"r{n}@example.org") for n in range(5)]
+    await world.settled(*late)
+    assert len(world.upstreams["one"].transactions) == 1 and len(world.upstreams["over"].transactions) == 5
+    spent.clear()
+    await world.settled(await world.accept("next@example.org"))
+    assert len(world.upstreams["one"].transactions) == 2
+    # a pause is no exhausted day: such mail waits
+    world.upstream("one").refuses = NO_LINE
+    for line in world.dispatcher._lines.values():
+        line.crew.renew()
+    waits = await world.accept("waits@example.org")
+    await until(lambda: world.watcher.paused_now.get("one", False))
+    await asyncio.sleep(0.1)
+    assert await world.states(waits) == [State.QUEUED]
+    assert len(world.upstreams["over"].transactions) == 5
