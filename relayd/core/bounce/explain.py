@@ -74,8 +74,15 @@ def _examine(root: Part, depth: int) -> Findings:
         found = look(mail)
         if found is not None:
             return found
-    if _is_bounce(mail):
-        return _as_wrapped(mail, depth) or Findings(Kind.BOUNCE, tuple(_by_letter(mail)), returned)
+    sure = _is_bounce(mail)
+    if sure:
+        wrapped = _as_wrapped(mail, depth)
+        if wrapped is not None:
+            return wrapped
+        verdicts = _by_letter(mail)
+        # with few signs, some reason has to be there that a mail server would give
+        if sure > 1 or any(each.reply_code or each.cls is not ReplyClass.UNKNOWN for each in verdicts):
+            return Findings(Kind.BOUNCE, tuple(verdicts), returned)
     if autoreply.is_one(root, words.text):
         return _as_auto_reply(mail)
     return Findings(Kind.NOT_A_REPORT, (Verdict("", Kind.NOT_A_REPORT),), returned)
@@ -163,14 +170,15 @@ def _report(root: Part, texts: list[str]) -> report.Report | None:
     return None
 
 
-def _is_bounce(mail: _Mail) -> bool:
-    """Several weak signs together, for what has no usable report."""
+def _is_bounce(mail: _Mail) -> int:
+    """How many signs there are that a mail server wrote it, for what has no usable report; 0 where it is no bounce."""
     root, words = mail.root, mail.words
     author = root.text_value("from").strip()
     has_report = any(part.type in _REPORT_TYPES for part in root.walk())
     failed = bool(root.value("x-failed-recipients"))
     by_machine = (
         bool(wordings.AUTHOR.search(author) or author in ("<>", ""))
+        + bool(wordings.DAEMON.search(author))
         + (root.value("return-path").strip() == "<>")
         + root.value("auto-submitted").strip().lower().startswith("auto-")
         + (root.parameters.get("report-type", "").lower() == "delivery-status")
@@ -180,7 +188,7 @@ def _is_bounce(mail: _Mail) -> bool:
     worded = bool(wordings.SUBJECT.search(root.text_value("subject"))) + words.opening + failed + has_report
     told = bool(words.said or words.opening or has_report or failed)
     # shops and carriers of parcels write about deliveries, too: some sign of a mail system has to be there
-    return by_machine > 0 and worded > 0 and told and bool(root.fields)
+    return by_machine if worded > 0 and told and root.fields else 0
 
 
 # --- the sorts

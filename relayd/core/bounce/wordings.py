@@ -81,6 +81,8 @@ AUTHOR = re.compile(
     r"|bounce|microsoft outlook|mail[ _-]?router|-(?:admin|request|owner)@|@(?:[a-z0-9-]{1,40}\.){0,4}(?:auone-net|dion|ezweb)\.|mmsc|mail-?delivery",
     re.IGNORECASE,
 )
+DAEMON = re.compile(r"mailer-?daemon|postmaster@|mail delivery (?:sub)?system|mail system", re.IGNORECASE)
+"""Those of them that nobody else calls himself."""
 DELAY = (
     "has not yet been delivered", "is delayed", "has been delayed", "delivery delayed", "warning message only",
     "temporary failure report", "will keep trying", "still undelivered", "still trying", "no action is required",
