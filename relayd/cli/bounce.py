@@ -15,8 +15,8 @@ from relayd.cli.out import print_json, print_json_list, print_pairs, say
 if TYPE_CHECKING:
     from relayd.core.bounce.verdict import Verdict
 
-MAX_FILE = 64 << 20
-"""Octets of a file that are read; far fewer are looked at."""
+MAX_FILE = 1 << 20
+"""Octets of a file that are read; half of that is looked at."""
 
 app = typer.Typer(help="Understand mail that came back.", no_args_is_help=True, rich_markup_mode=None)
 
