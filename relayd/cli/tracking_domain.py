@@ -229,7 +229,7 @@ def host(
 def renew(context: typer.Context, name: NameArgument, config: ConfigOption = None) -> None:
     """Have the running relayd ask for a certificate now, as after what was in the way is mended.
 
-    Otherwise it does so by itself, later and later after each failure. At most one order an hour after one that failed.
+    Otherwise it does so by itself, later and later after each failure. At most one order an hour for each host.
     """
     from relayd.cli import domains_place
     from relayd.domains.hosts import ask_again

@@ -137,8 +137,10 @@ class DomainBook:
         return host_for(from_domain, self._hosts, self._default_host)
 
     def certificates(self) -> Mapping[str, Millis]:
-        """Tracking host → end of its certificate."""
-        return {each.host: each.not_after for each in self.everything.certificates if each.not_after is not None}
+        """Tracking host → end of its certificate. A shared host of former times is left out: nobody renews it."""
+        hosts = {self._default_host, *(each.name for each in self.everything.tracking)}
+        known = self.everything.certificates
+        return {each.host: each.not_after for each in known if each.not_after is not None and each.host in hosts}
 
     def states(self) -> Mapping[str, str]:
         """Domain → state."""

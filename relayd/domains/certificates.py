@@ -92,7 +92,6 @@ def failed(
         due=now + max(round(wait * (1 + 0.1 * chance)), asked),
         failures=failures,
         failed_at=now,
-        refused=ordered,
         error=str(error),
     )
 
@@ -120,14 +119,13 @@ def got(
         due=max(renew_at(*lives, chance), least),
         failures=0,
         failed_at=None,
-        refused=False,
         error="",
     )
 
 
 def earliest(known: Certificate | None, now: Millis) -> Millis:
-    """When an operator may have it tried again at the earliest."""
-    if known is None or not known.refused or known.ordered_at is None:
+    """When an operator may have it ordered again at the earliest: CAs count orders that succeed, too."""
+    if known is None or known.ordered_at is None:
         return now
     return max(now, known.ordered_at + ORDER_AGAIN)
 

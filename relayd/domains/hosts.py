@@ -139,9 +139,10 @@ async def ask_again(
         now, known = clock(), editor.certificate(host) or Certificate(host)
         earliest = certificates.earliest(known, now)
         if earliest > now:
+            came = f"failed: {known.error}" if known.error else "succeeded"
             raise DomainError(
-                f"the last order failed ({known.error}), and CAs count those: the next one may be made at "
-                f"{_clock_time(earliest)}"
+                f"the last order ({came}) was made less than an hour ago, and CAs count orders: the next one may be "
+                f"made at {_clock_time(earliest)}"
             )
         editor.put_certificate(replace(known, due=now))
 

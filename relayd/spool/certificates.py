@@ -35,8 +35,6 @@ class Certificate:
     failures: int = 0
     """Attempts in a row that failed."""
     failed_at: Millis | None = None
-    refused: bool = False
-    """The last attempt got as far as an order: the CA counts those."""
     error: str = ""
     """Why the last attempt failed."""
 

@@ -22,6 +22,8 @@ def welcome(config: Config, addresses: Mapping[str, Sequence[str]], command: str
         for address in addresses.get(listener.name, []):
             lines.append(f"  {address:<22} {listener.name}: {listener.access.value}, tls {listener.tls.value}")
     lines += [f"  {address:<22} http: /healthz /readyz /metrics" for address in addresses.get("web", [])]
+    for use, what in (("web.public", "http"), ("web.public_tls", "https")):
+        lines += [f"  {address:<22} {what}: tracking hosts, for the world" for address in addresses.get(use, [])]
     first = _first_mail(config, addresses)
     if first is not None:
         lines += ["", "Send a first mail:", f"  {first}"]

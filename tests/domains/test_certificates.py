@@ -44,10 +44,11 @@ def test_after_a_failed_order_an_hour_passes_and_retry_after_is_kept(
     assert wait >= (ORDER_AGAIN if ordered else 300_000)
     assert wait >= min(asked * 1000, 7 * DAY)
     assert wait <= max(7 * DAY, DAY * 1.1)
-    assert earliest(later, NOW) == (NOW + ORDER_AGAIN if ordered else NOW)
+    assert earliest(later, NOW + 1) == NOW + ORDER_AGAIN
+    assert earliest(Certificate(HOST), NOW) == NOW
     done = got(later, "chain", b"key", (NOW, NOW + 90 * DAY), now=NOW, chance=chance)
-    assert (done.failures, done.error, done.refused) == (0, "", False)
-    assert earliest(done, NOW) == NOW
+    assert (done.failures, done.error, done.failed_at) == (0, "", None)
+    assert earliest(done, NOW + HOUR) == NOW + HOUR
 
 
 def test_who_else_has_to_wait() -> None:

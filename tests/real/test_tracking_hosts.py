@@ -7,7 +7,7 @@ import smtplib
 import socket
 import ssl
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,15 @@ async def metrics(daemon: Daemon) -> str:
     return await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=30).read().decode())
 
 
-async def move_back(daemon: Daemon, name: str, milliseconds: int) -> None:
-    """As if so much time had gone by since the host was added."""
+async def change(daemon: Daemon, work: Callable[[Editor], None]) -> None:
     state = StateDB(daemon.data_dir / "state.db")
     await state.open()
+    await DomainStore(state).change(work)
+    await state.close()
+
+
+async def move_back(daemon: Daemon, name: str, milliseconds: int) -> None:
+    """As if so much time had gone by since the host was added."""
 
     def work(editor: Editor) -> None:
         found = editor.tracking(name)
@@ -99,8 +104,19 @@ async def move_back(daemon: Daemon, name: str, milliseconds: int) -> None:
         moved = replace(found, added_at=found.added_at - milliseconds, deadline=found.deadline - milliseconds)
         editor.put_tracking(replace(moved, next_check=moved.next_check - milliseconds))
 
-    await DomainStore(state).change(work)
-    await state.close()
+    await change(daemon, work)
+
+
+async def move_order_back(daemon: Daemon, host: str, milliseconds: int) -> None:
+    """As if its certificate had been ordered so much earlier."""
+
+    def work(editor: Editor) -> None:
+        known = editor.certificate(host)
+        assert known is not None
+        assert known.ordered_at is not None
+        editor.put_certificate(replace(known, ordered_at=known.ordered_at - milliseconds))
+
+    await change(daemon, work)
 
 
 async def test_hosts_and_accounts_on_two_workers(tmp_path: Path, dns: Bind) -> None:
@@ -183,6 +199,9 @@ async def certificates(daemon: Daemon, dns: Bind) -> None:
 
         # a new one by command
         first = listed[BRANDED]["certificate"]["chain"]
+        early = await daemon.cli("tracking-domain", "renew", BRANDED)
+        assert "less than an hour ago" in early.err
+        await move_order_back(daemon, BRANDED, 3_600_000)
         await ok(daemon, "tracking-domain", "renew", BRANDED)
         await daemon.wait_for_log("certificate.renewed", domain=BRANDED)
         again = (await daemon.cli("tracking-domain", "show", BRANDED, "--json")).json["certificate"]["chain"]
