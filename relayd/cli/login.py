@@ -28,6 +28,7 @@ AccountOption = Annotated[
 def list_presets(as_json: JSONOption = False) -> None:
     """List the providers that relayd knows, with the source of each figure."""
     from relayd.config.presets import PRESETS
+    from relayd.core.units import format_duration
 
     if as_json:
         print_json([_facts(preset) for preset in PRESETS.values()])
@@ -44,6 +45,9 @@ def list_presets(as_json: JSONOption = False) -> None:
             say(f"  limit     {key}: {value}")
         for figure, source in preset.figures.items():
             say(f"  figure    {figure}  ({source})")
+        for throttle in preset.throttles:
+            length = format_duration(throttle.seconds)
+            say(f"  rule      {throttle.match}: {throttle.action} for {length}  ({throttle.source})")
 
 
 def _facts(preset: Preset) -> dict[str, Any]:

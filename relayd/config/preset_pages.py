@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from relayd.config.failing_page import FAILING
 from relayd.config.presets import PRESETS, Preset
+from relayd.core.units import format_duration
 
 _INTRO = """\
 # Upstreams
@@ -82,13 +84,13 @@ When a password is changed or a consent revoked, that account alone is paused, a
 and what to do. Its mail waits, no attempt is counted, nothing bounces. Every few minutes one message tries again;
 `relayd upstream test NAME` that succeeds ends the pause: new mail goes at once, what waits within five minutes.
 
-## Presets
 """
+_PRESETS = "## Presets\n"
 
 
 def reference() -> str:
     """The whole document."""
-    return _INTRO + "".join(_section(preset) for preset in PRESETS.values())
+    return _INTRO + FAILING + _PRESETS + "".join(_section(preset) for preset in PRESETS.values())
 
 
 def _section(preset: Preset) -> str:
@@ -105,6 +107,9 @@ def _section(preset: Preset) -> str:
     if preset.figures or preset.throttles:
         lines += ["", "| what | source |", "|---|---|"]
         lines += [f"| {figure} | {source} |" for figure, source in preset.figures.items()]
-        lines += [f"| says too much by `{each.match}` | {each.source} |" for each in preset.throttles]
+        lines += [
+            f"| rule: `{each.match}`: {each.action} for {format_duration(each.seconds)} | {each.source} |"
+            for each in preset.throttles
+        ]
     lines += ["", *(f"{place}. {step}" for place, step in enumerate(preset.setup, 1))]
     return "\n".join(lines) + "\n"

@@ -67,3 +67,67 @@ async def _sent_to(daemon: Daemon, upstream: str) -> bool:
     await send_one(daemon.port, "app@example.com", f"try{number}@example.org")
     event = await daemon.wait_for_event("delivered", recipient=f"try{number}@example.org")
     return bool(event["upstream"] == upstream)
+
+
+async def test_a_changed_password_and_a_suspended_account_lose_and_bounce_nothing(make_daemon: Any) -> None:
+    async with (
+        FakeUpstream(tls="starttls", users={"relay": "right"}, require_auth=True) as acme,
+        FakeUpstream() as spare,
+    ):
+        config = {
+            "workers": 2,
+            "upstreams": {"acme": smtp_upstream(acme), "spare": smtp_upstream(spare)},
+            "routes": [{"upstream": "acme"}],
+        }
+        daemon: Daemon = make_daemon(config, constants=QUICK)
+        async with daemon:
+            for place in range(10):
+                await send_one(daemon.port, "app@example.com", f"before{place}@example.org")
+            acme.users["relay"] = "changed"
+            acme.hang_up()
+            for place in range(20):
+                await send_one(daemon.port, "app@example.com", f"during{place}@example.org")
+            await daemon.wait_for_log("upstream.paused", upstream="acme")
+            acme.users["relay"] = "right"
+            await daemon.wait_for_event("delivered", count=30)
+            assert {event["attempt"] for event in daemon.events("delivered")} == {1}
+            await daemon.wait_for_log("upstream.resumed", upstream="acme")
+
+            # the provider suspends the account: every recipient is refused for good
+            acme.script["RCPT"] = "550 5.7.1 account suspended"
+            for place in range(45):
+                sender = "shop@example.com" if place % 3 else "news@example.com"
+                await send_one(daemon.port, sender, f"storm{place}@example.org")
+            storm = await daemon.wait_for_log("upstream.storm", upstream="acme")
+            assert "relayd upstream resume acme" in storm["remedy"]
+            await daemon.until(lambda: _all_wait(daemon, 45), "all of it waits")
+            assert not daemon.events("bounced")
+            assert (await daemon.cli("block", "list", "--json")).json == []
+            shown = (await daemon.cli("upstream", "show", "acme", "--json")).json
+            assert shown["standing"]["state"] == "storm"
+            metrics = await daemon.cli("upstream", "list")
+            assert "storm" in metrics.out
+
+            # some of it goes by another upstream, by hand
+            args = ("--from", "acme", "--to", "spare", "--sender", "news@*", "--reason", "it is urgent")
+            counted = (await daemon.cli("queue", "move", *args, "--dry-run", "--json")).json
+            assert counted["recipients"] == 15
+            moved = await daemon.cli("queue", "move", *args)
+            assert moved.code == 0 and "15 recipients of 15 messages moved to spare" in moved.out, moved.err
+            await daemon.wait_for_event("delivered", count=45)
+            assert len(spare.accepted) == 15
+            event = daemon.events("moved")[-1]
+            assert event["reason"] == "it is urgent" and event["by"]
+            unknown = await daemon.cli("queue", "move", "--all", "--to", "nobody")
+            assert unknown.code == 1 and "no upstream nobody" in unknown.err
+
+            acme.script.clear()
+            assert (await daemon.cli("upstream", "resume", "acme")).code == 0
+            await daemon.wait_for_event("delivered", count=75)
+            assert not daemon.events("bounced")
+            assert {event["attempt"] for event in daemon.events("delivered")} == {1}
+
+
+async def _all_wait(daemon: Daemon, count: int) -> bool:
+    listed = (await daemon.cli("queue", "list", "--json")).json
+    return len(listed) == count and {each["state"] for each in listed} == {"queued"}
