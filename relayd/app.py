@@ -39,7 +39,7 @@ from relayd.delivery.notices import Reporter
 from relayd.delivery.plan import build_plan
 from relayd.delivery.standings import POLL as _STANDINGS
 from relayd.delivery.standings import StandingBook
-from relayd.delivery.steering import Steered, Steering, lanes_meant
+from relayd.delivery.steering import Steering
 from relayd.domains.book import DomainBook
 from relayd.domains.duty import DomainDuty
 from relayd.domains.issued import Contexts
@@ -510,17 +510,14 @@ class App:
     async def _move(self, args: dict[str, Any]) -> Any:
         """Waiting mail to another upstream, by hand."""
         try:
-            filters = lanes_meant(QueueFilter.from_dict(args.get("filter") or {}), self._plan.upstreams)
+            wanted = QueueFilter.from_dict(args.get("filter") or {})
         except ValueError as error:
             raise ControlError(str(error)) from None
         to, table = str(args.get("to", "")), self._plan.table
         if not any(_within(lane, to) for lane in self._plan.upstreams) or to == INBOUND:
             raise ControlError(f"there is no upstream {to}")
         by, reason = str(args.get("by", "")), str(args.get("reason", ""))
-        done = Steered()
-        for wanted in filters:
-            done.add(await self._steering.move(wanted, partial(table.lane_of, to), by=by, reason=reason))
-        return asdict(done)
+        return asdict(await self._steering.move(wanted, partial(table.lane_of, to), by=by, reason=reason))
 
     async def _send_mail(self, args: dict[str, Any]) -> Any:
         """A mail of our own for an operator: null sender, no access checks."""
@@ -532,7 +529,11 @@ class App:
         return {"id": format_id(await self._intake.submit_report(recipient, content))}
 
     async def _try_upstream(self, args: dict[str, Any]) -> Any:
-        return {"resumed": self._dispatcher.try_now(str(args.get("lane", "")))}
+        lane = str(args.get("lane", ""))
+        resumed = self._dispatcher.try_now(lane)
+        if waiting := self._dispatcher.put_off(lane):
+            await self._steering.act(Act.RETRY, QueueFilter(ids=waiting, lane=lane), by="relayd upstream test")
+        return {"resumed": resumed}
 
     async def _refresh_domains(self, args: dict[str, Any]) -> Any:
         """A command has changed domains: it returns once every worker knows."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from relayd.cli.common import FAILED, OK, ConfigOption, JSONOption, config_path
-from relayd.cli.out import Column, age, print_json, print_pairs, print_table, say, span, warn
+from relayd.cli.out import Column, age, moment, print_json, print_pairs, print_table, say, span, warn
 from relayd.cli.place import data_dir_of
 
 GreetOption = Annotated[
@@ -135,6 +135,9 @@ def _upstream_rows(workers: list[dict[str, Any]]) -> list[list[str]]:
         sums = [str(sum(int(part.get(key) or 0) for part in parts)) for key in ("sending", "connections", "in_memory")]
         paused = next((part for part in parts if part.get("paused")), None)
         state = "open" if paused is None else f"paused: {paused.get('reason')}, tried again {_soon(paused)}"
+        waits = next((part["waits_for"] for part in parts if part.get("waits_for")), None)
+        if waits is not None and paused is None:
+            state = f"waits for {waits['kind']} {waits['limit']} of {waits['budget']}, free at {moment(waits['until'])}"
         rows.append([name or "(no route)", *sums, state])
     return rows
 

@@ -87,16 +87,12 @@ def move(
 
 
 def _count(data_dir: Path, wanted: QueueFilter, to: str, *, as_json: bool) -> None:
-    from dataclasses import replace
-
-    upstream = wanted.upstream
     messages: set[int] = set()
     recipients = 0
     with reader_of(data_dir) as reader:
-        for row in reader.find(replace(wanted, upstream=None)):
+        for row in reader.find(wanted):
             lane = row.waiting.lane
-            meant = upstream is None or lane == upstream or (upstream and lane.startswith(f"{upstream}/"))
-            if meant and to not in (lane, lane.partition("/")[0]):
+            if to not in (lane, lane.partition("/")[0]):
                 messages.add(row.message.id)
                 recipients += 1
     if as_json:
@@ -110,7 +106,6 @@ def _without_daemon(path: Path, data_dir: Path, wanted: QueueFilter, to: str, re
     from relayd.config.load import load
     from relayd.delivery.accounts import LaneTable, books_of
     from relayd.delivery.plan import logins_of
-    from relayd.delivery.steering import Steered, lanes_meant
 
     config = load(path, environment())
     lanes = list(logins_of(config))
@@ -119,10 +114,7 @@ def _without_daemon(path: Path, data_dir: Path, wanted: QueueFilter, to: str, re
     table, by = LaneTable(config.routes, books_of(config)), who()
 
     async def work(steering: Steering) -> Steered:
-        done = Steered()
-        for each in lanes_meant(wanted, lanes):
-            done.add(await steering.move(each, partial(table.lane_of, to), by=by, reason=reason))
-        return done
+        return await steering.move(wanted, partial(table.lane_of, to), by=by, reason=reason)
 
     warn("the daemon does not run: acting on its spool directly")
     return steer(path, data_dir, work) | {"errors": []}

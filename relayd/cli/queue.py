@@ -30,6 +30,7 @@ from relayd.cli.out import Column, age, iso, moment, print_json, print_json_list
 from relayd.cli.place import data_dir_of, reader_of
 
 if TYPE_CHECKING:
+    from relayd.cli.budgets import Budgets
     from relayd.core.event import Event
     from relayd.core.units import Millis
     from relayd.spool.reader import QueueRow
@@ -163,11 +164,15 @@ def show(
         newer_than=newer_than,
         state=state,
     )
+    from relayd.cli.budgets import budgets_at
+
     found: list[Shown] = []
-    with reader_of(data_dir_of(config_path(context, config))) as reader:
+    path = config_path(context, config)
+    budgets = budgets_at(path)
+    with reader_of(data_dir_of(path)) as reader:
         groups = groupby(reader.find(wanted), key=lambda row: row.message.id)
         for message, rows in islice(groups, limit):
-            found.append(Shown(tuple(rows), _last_replies(reader.history(message).events)))
+            found.append(Shown(tuple(rows), _last_replies(reader.history(message).events), budgets))
     if as_json:
         print_json_list(each.as_dict() for each in found)
         return
@@ -190,9 +195,11 @@ class Shown:
 
     rows: tuple[QueueRow, ...]
     replies: dict[int, tuple[Millis, str]]
+    budgets: Budgets | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
+        from relayd.cli.budgets import budget_of
         from relayd.cli.message import recipient_dict
 
         entry = _entry(self.rows[0])
@@ -201,11 +208,14 @@ class Shown:
         recipients = []
         for row in self.rows:
             at, reply = self.replies.get(row.waiting.n, (None, None))
-            recipients.append(recipient_dict(row.waiting) | {"last_reply_at": iso(at), "last_reply": reply})
+            left = budget_of(self.budgets, row.waiting)
+            budget = {"waits_for_budget": left.as_dict() if left is not None else None}
+            recipients.append(recipient_dict(row.waiting) | {"last_reply_at": iso(at), "last_reply": reply} | budget)
         return kept | {"recipients": recipients}
 
     def tell(self) -> None:
         """For people."""
+        from relayd.cli.budgets import budget_of, waits_for
         from relayd.core.ids import format_id
         from relayd.core.priority import priority_of
 
@@ -226,6 +236,8 @@ class Shown:
             say(f"  {waiting.recipient.address}: {waiting.state} for {waiting.lane or 'no upstream'}, {tries}")
             if waiting.due is not None:
                 say(f"    next try   {moment(waiting.due)} ({_next_try(waiting)})")
+            if left := budget_of(self.budgets, waiting):
+                say(f"    {waits_for(left)}")
             if waiting.n in self.replies:
                 at, reply = self.replies[waiting.n]
                 say(f"    last reply {reply} ({moment(at)})")

@@ -1,4 +1,4 @@
-"""relayd upstream list, test: what the configuration says of the providers, and what they say themselves."""
+"""relayd upstream test: what a provider shows when it is connected to. Listing is listing.py's."""
 
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relayd.cli import standing
-from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, read_config
+from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path
+from relayd.cli.listing import list_upstreams
 from relayd.cli.login import NameArgument, list_presets, login
-from relayd.cli.out import Column, print_json, print_table, say, warn
+from relayd.cli.out import print_json, say, warn
+from relayd.cli.upstreams import upstreams_of
 
 if TYPE_CHECKING:
     from relayd.config.models import Config, SMTPUpstream
@@ -27,65 +29,8 @@ app = typer.Typer(help="List and try the providers that mail goes to.", no_args_
 
 app.command("presets")(list_presets)
 app.command("login")(login)
+app.command("list")(list_upstreams)
 standing.register(app)
-
-
-@app.command("list")
-def list_upstreams(context: typer.Context, config: ConfigOption = None, as_json: JSONOption = False) -> None:
-    """List the upstreams: where they are, how they are spoken to, which routes lead there."""
-    whole = read_config(context, config)
-    found = standing.standings_at(whole.data_dir)
-    entries = [entry | standing.standing_of(found, entry["name"]) for entry in _entries(whole)]
-    if as_json:
-        print_json(entries)
-        return
-    columns = [Column(name, long=name in ("address", "user")) for name in ("name", "address", "tls", "user", "routes")]
-    columns.insert(1, Column("state"))
-    columns.insert(5, Column("connections", right=True))
-    print_table(
-        columns,
-        (
-            [
-                e["name"],
-                e["state"],
-                e["address"],
-                e["tls"],
-                e["username"] or "-",
-                str(e["connections"]),
-                _rules(e["routes"]),
-            ]
-            for e in entries
-        ),
-        empty="no upstreams",
-    )
-
-
-def _entries(config: Config) -> list[dict[str, Any]]:
-    from relayd.config.models import SMTPUpstream
-
-    entries: list[dict[str, Any]] = []
-    for name, upstream in config.upstreams.items():
-        entry: dict[str, Any] = {
-            "name": name,
-            "type": upstream.type,
-            "address": "sandbox",
-            "tls": "-",
-            "username": None,
-        }
-        if isinstance(upstream, SMTPUpstream):
-            entry |= {
-                "address": f"{upstream.host}:{upstream.port}",
-                "tls": upstream.tls.value,
-                "username": upstream.username,
-            }
-        entry["connections"] = upstream.limits.connections
-        entry["routes"] = [place for place, route in enumerate(config.routes, 1) if name in route.upstreams]
-        entries.append(entry)
-    return entries
-
-
-def _rules(places: list[int]) -> str:
-    return ", ".join(f"#{place}" for place in places) or "none"
 
 
 @app.command()
@@ -107,7 +52,7 @@ def test(
 
     from relayd.config.models import SMTPUpstream
 
-    whole = read_config(context, config)
+    whole = upstreams_of(config_path(context, config), name)
     upstream = whole.upstreams.get(name)
     if upstream is None:
         raise CommandError(f"there is no upstream {name}: known are {', '.join(whole.upstreams)}", code=FAULT)

@@ -15,6 +15,7 @@ from relayd.cli.out import iso, moment, print_json, say
 from relayd.cli.place import data_dir_of, reader_of
 
 if TYPE_CHECKING:
+    from relayd.cli.budgets import Budgets
     from relayd.core.blocking import Block
     from relayd.core.telling import Told
     from relayd.spool.store import History
@@ -42,6 +43,10 @@ _WORDS = {
     ),
     "more": ("There is more: --limit.", "ほかにもあります: --limit"),
     "next": ("Next try: {due}", "次回の再送: {due}"),
+    "budget": (
+        "It waits for the budget of {name}: {kind} {limit}. Free at {due}; nothing needs to be done.",
+        "{name} の送信枠({kind} {limit})が空くのを待っています。空く時刻: {due}。対応は不要です。",
+    ),
     "answer": ("The other side said", "相手サーバーの応答"),
 }
 
@@ -66,18 +71,20 @@ def why(
     Works whether the daemon runs or not. Looks through every message of these days, some two million a second.
     """
     from relayd.cli.block import blocks_of
+    from relayd.cli.budgets import budgets_at
     from relayd.core.blocking import key_of
 
     address = address.strip().removeprefix("<").removesuffix(">")
     if "@" not in address:
         raise CommandError(f"{address!r} is no address", code=FAULT)
-    data_dir = data_dir_of(config_path(context, config))
+    path = config_path(context, config)
+    data_dir, budgets = data_dir_of(path), budgets_at(path)
     since = time.time_ns() // 1_000_000 - days * DAY
     with reader_of(data_dir) as reader:
         found = list(islice(reader.about(sorted({address, key_of(address)}), since), limit + 1))
     blocks = blocks_of(data_dir, address)
     if as_json:
-        print_json(_as_dict(address, blocks, found[:limit], more=len(found) > limit))
+        print_json(_as_dict(address, blocks, found[:limit], budgets, more=len(found) > limit))
         return
     language = lang.value
     for block in blocks:
@@ -88,7 +95,7 @@ def why(
     if not found:
         _say("nothing", language, address=address, days=days)
     for history, n in found[:limit]:
-        _tell(history, n, language)
+        _tell(history, n, language, budgets)
     if len(found) > limit:
         _say("more", language)
 
@@ -104,7 +111,8 @@ def _told(history: History, n: int) -> Told:
     return tell(waiting.state, [event for event in history.events if event.n == n])
 
 
-def _tell(history: History, n: int, language: str) -> None:
+def _tell(history: History, n: int, language: str, budgets: Budgets | None) -> None:
+    from relayd.cli.budgets import budget_of
     from relayd.core.ids import format_id
 
     message, told = history.message, _told(history, n)
@@ -113,25 +121,31 @@ def _tell(history: History, n: int, language: str) -> None:
     say(f"{moment(told.at)}  {waiting.state.value}  {format_id(message.id)}  {sender}  {message.subject}".rstrip())
     for sentence in told.sentences:
         say(f"  {sentence.of(language)}")
-    if waiting.due is not None:
+    if left := budget_of(budgets, waiting):
+        words = {"name": left.share.name, "kind": left.share.kind.value, "limit": left.limit}
+        say(f"  {_WORDS['budget'][language == 'ja'].format(due=moment(left.free_at), **words)}")
+    elif waiting.due is not None:
         say(f"  {_WORDS['next'][language == 'ja'].format(due=moment(waiting.due))}")
     if told.reply and waiting.state.value != "delivered":
         say(f"  {_WORDS['answer'][language == 'ja']}: {' '.join(told.reply.split())}")
     say()
 
 
-def _as_dict(address: str, blocks: list[Block], found: list[tuple[History, int]], *, more: bool) -> dict[str, Any]:
+def _as_dict(
+    address: str, blocks: list[Block], found: list[tuple[History, int]], budgets: Budgets | None, *, more: bool
+) -> dict[str, Any]:
     from relayd.cli.block import as_dict
 
     return {
         "address": address,
         "blocks": [as_dict(block) for block in blocks],
-        "mails": [_mail(history, n) for history, n in found],
+        "mails": [_mail(history, n, budgets) for history, n in found],
         "more": more,
     }
 
 
-def _mail(history: History, n: int) -> dict[str, Any]:
+def _mail(history: History, n: int, budgets: Budgets | None) -> dict[str, Any]:
+    from relayd.cli.budgets import budget_of
     from relayd.core.ids import format_id
 
     message, told = history.message, _told(history, n)
@@ -154,6 +168,7 @@ def _mail(history: History, n: int) -> dict[str, Any]:
         "upstream": waiting.lane or None,
         "attempts": waiting.attempts,
         "next_try": iso(waiting.due),
+        "waits_for_budget": left.as_dict() if (left := budget_of(budgets, waiting)) else None,
         "events": [
             {"at": iso(event.at), "event": event.kind.value, "class": event.detail.get("class")}
             for event in history.events

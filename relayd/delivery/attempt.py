@@ -135,7 +135,7 @@ class Attempts:
         if all(name == lane.name for name in chosen):
             return delivery
         # as they stand now: while this waited in memory, the walk after a reload may have moved them already
-        found = await self._store.select(QueueFilter(ids=frozenset({message.id}), upstream=lane.name), 1)
+        found = await self._store.select(QueueFilter(ids=frozenset({message.id}), lane=lane.name), 1)
         standing = {waiting.n: waiting for here in found for waiting in here.recipients}
         put_here = await self._store.put_by_hand([message.id]) if standing else frozenset()
         stay: list[Waiting] = []

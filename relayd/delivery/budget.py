@@ -16,7 +16,7 @@ from relayd.core.ids import MessageId
 from relayd.core.lifecycle import OutcomeKind, Stage
 from relayd.core.permits import GRAINS, Kind, Refusal, Request, Share, slice_of, valid_for
 from relayd.core.session import Sent
-from relayd.core.units import Millis
+from relayd.core.units import Millis, Rate
 from relayd.spool.budgets import BudgetStore
 from relayd.spool.state import StateError
 
@@ -177,6 +177,19 @@ class Budget:
         if found is None or found.gives_way or found.window.span < span or self._book.clock() >= self._refused_until:
             return None
         return found
+
+    def waits_for(self) -> dict[str, str | int] | None:
+        """The same for people and programs."""
+        found = self.refusal
+        if found is None:
+            return None
+        window = found.window
+        return {
+            "budget": found.share.name,
+            "kind": found.share.kind.value,
+            "limit": str(Rate(window.count, window.span / 1000)),
+            "until": found.free_at,
+        }
 
     # -- in the hand ------------------------------------------------------------------------------------------------
 

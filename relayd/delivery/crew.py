@@ -64,6 +64,9 @@ class Crew:
         self._alarm: asyncio.TimerHandle | None = None
         self._stopping = False
         self._hired = 0
+        self._carriers: list[Carrier] = []
+        self.endpoint = ""
+        """host:port of the session that was used last."""
         self.generation = 0
         """Grows when sessions opened so far must not be used any more (the upstream's settings changed)."""
 
@@ -71,6 +74,11 @@ class Crew:
     def size(self) -> int:
         """Carriers at work or idle."""
         return len(self._tasks)
+
+    @property
+    def connections(self) -> int:
+        """Sessions that are open."""
+        return sum(carrier.session is not None for carrier in self._carriers)
 
     def ready(self) -> None:
         """There is mail to carry: wake a carrier, or hire one."""
@@ -172,6 +180,7 @@ class Crew:
         loop = asyncio.get_running_loop()
         leased_at = used_at = loop.time()
         generation, after_you = self.generation, False
+        self._carriers.append(carrier)
         try:
             while not self._stopping and slots is self._slots and not self._too_many():
                 if carrier.session is not None and generation != self.generation:
@@ -191,6 +200,8 @@ class Crew:
             try:
                 await self._close(carrier)
             finally:
+                # by identity: two carriers may look alike
+                self._carriers = [each for each in self._carriers if each is not carrier]
                 slots.release(after_you=after_you)
 
     def _too_many(self) -> bool:
@@ -206,6 +217,8 @@ class Crew:
             if stale and carrier.session is not None and not await carrier.session.probe():
                 await self._close(carrier)
             await self._attempt(carrier, delivery)
+            if carrier.session is not None:
+                self.endpoint = carrier.session.endpoint
         except BaseException:
             # whatever it was, the message is on disk and must not stay in this hand for ever, nor the probe
             self._lane.done(delivery.message.id)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from relayd.core.blocking import Block
@@ -222,6 +223,14 @@ class Dispatcher:
         line.crew.all_ready()
         return True
 
+    def put_off(self, lane: str) -> frozenset[MessageId]:
+        """Messages that its trouble has put off; they are forgotten here."""
+        line = self._lines.get(lane)
+        if line is None:
+            return frozenset()
+        found, line.put_off = frozenset(line.put_off), set()
+        return found
+
     def _end_pause(self, line: Line) -> None:
         line.gate.end_pause()
         self.standings.try_now(line.lane.name)
@@ -307,8 +316,9 @@ class Dispatcher:
         """Deliveries that are being sent now."""
         return sum(line.lane.flying for line in self._lines.values())
 
-    def standing(self) -> dict[str, dict[str, str | int | bool]]:
-        """Each upstream's standing, for `relayd status`."""
+    def standing(self) -> dict[str, dict[str, Any]]:
+        """Each upstream's standing, for `relayd status` and `relayd upstream list`."""
+        now = self._clock()
         return {
             name: {
                 "paused": line.lane.gate.paused,
@@ -318,7 +328,10 @@ class Dispatcher:
                 "suspended": line.lane.gate.shut,
                 "in_memory": len(line.lane),
                 "sending": line.lane.flying,
-                "connections": line.crew.size,
+                "connections": line.crew.connections,
+                "endpoint": line.crew.endpoint,
+                "pace": line.throughput.per_minute(now),
+                "waits_for": None if line.lane.budget is None else line.lane.budget.waits_for(),
                 "allowed": line.pace.allowed,
             }
             for name, line in self._lines.items()

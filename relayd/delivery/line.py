@@ -30,6 +30,7 @@ from relayd.delivery.senders import RefusedSenders
 from relayd.delivery.settle import Policy
 from relayd.delivery.standings import StandingBook
 from relayd.delivery.storm import StormGuard, StormRule
+from relayd.delivery.throughput import Throughput
 from relayd.spool.standings import SuspensionKind
 
 
@@ -96,6 +97,12 @@ class Ruling:
 _BEHIND_MAIL = frozenset({Stage.RCPT, Stage.DATA, Stage.DOT})
 
 
+_THROUGH = frozenset({OutcomeKind.DELIVERED, OutcomeKind.REJECTED})
+"""No more attempts are needed."""
+MOST_PUT_OFF = 1000
+"""Messages put off by trouble that are remembered, to hurry them when it ends; the others come when their time does."""
+
+
 def trouble_in(sent: Sent) -> Outcome | None:
     """The upstream's own trouble, if any recipient met with it."""
     for outcome in sent.outcomes:
@@ -119,6 +126,9 @@ class Line:
     """How many connections it may use at the moment."""
     guard: StormGuard | None = None
     """Against bounce storms."""
+    throughput: Throughput = field(default_factory=Throughput)
+    put_off: set[MessageId] = field(default_factory=set)
+    """Messages that wait because of its trouble, as far as they are remembered."""
     unwritten: dict[MessageId, int] = field(default_factory=dict)
     """Settlements that could not be written yet, or are not decided yet, by message."""
     ended: set[MessageId] = field(default_factory=set)
@@ -153,6 +163,7 @@ class Line:
         self._set_pace(sent, now, began, ruling)
         if trouble is not None:
             return self._trouble(trouble, sender, now, 0 if ruling is None else ruling.pause)
+        self.throughput.count(now, sum(outcome.kind in _THROUGH for outcome in sent.outcomes))
         if gate.paused or self.senders:
             if all(outcome.stage is Stage.LOCAL for outcome in sent.outcomes):
                 gate.abandoned()

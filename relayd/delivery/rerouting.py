@@ -98,7 +98,7 @@ class Rerouting:
             if self._lanes.living(depth.lane):
                 continue
             after: MessageId = 0
-            while found := await self._store.select(QueueFilter(upstream=depth.lane), _BATCH, after):
+            while found := await self._store.select(QueueFilter(lane=depth.lane), _BATCH, after):
                 after = max(delivery.message.id for delivery in found)
                 claimed = [delivery.message.id for delivery in found if self._lanes.claim(delivery.message.id)]
                 missed = missed or len(claimed) < len(found)
@@ -116,7 +116,7 @@ class Rerouting:
         """Move what still lies in a lane, now that nobody else changes it."""
         if not messages:
             return
-        wanted = QueueFilter(upstream=lane, ids=frozenset(messages))
+        wanted = QueueFilter(lane=lane, ids=frozenset(messages))
         found = await self._store.select(wanted, len(messages))
         await asyncio.gather(*(self._move(delivery) for delivery in found))
 

@@ -60,21 +60,6 @@ class Steered:
     refused: int = 0
     """Recipients left alone because their sender may not use the upstream that they were to go to."""
 
-    def add(self, other: Steered) -> None:
-        """Count what another act changed, too."""
-        self.recipients += other.recipients
-        self.messages += other.messages
-        self.busy += other.busy
-        self.refused += other.refused
-
-
-def lanes_meant(wanted: QueueFilter, lanes: Iterable[str]) -> list[QueueFilter]:
-    """The filter once for each lane of the upstream that it names: accounts have lanes of their own."""
-    if not wanted.upstream:
-        return [wanted]
-    accounts = [lane for lane in lanes if lane.startswith(f"{wanted.upstream}/")]
-    return [replace(wanted, upstream=lane) for lane in (wanted.upstream, *accounts)]
-
 
 class Steering:
     """Changes what waits in one worker's store, on its event loop."""

@@ -20,7 +20,7 @@ from relayd.core.mail import Message
 from relayd.core.session import Sent, Session
 from relayd.core.throttle import ThrottleAction, ThrottleRule, ruled
 from relayd.core.units import Millis
-from relayd.delivery.line import Line, Ruling
+from relayd.delivery.line import MOST_PUT_OFF, Line, Ruling
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.settle import Facts, Policy, hold_back, move, settle_attempt
 from relayd.delivery.storm import StormGuard, Verdict, about_recipient, key_of, refusal
@@ -133,6 +133,8 @@ class Writer:
         if line.plan.rules:
             sent, ruling = by_rules(line.plan.rules, part, sent)
         resume = line.judge(sent, delivery.message.envelope.sender, now, started, ruling)
+        if resume > now and len(line.put_off) < MOST_PUT_OFF:
+            line.put_off.add(delivery.message.id)
         if resume > now and self.choose(delivery.message, part[0]) != line.lane.name:
             # another upstream carries it meanwhile: it is due at once, and moves (moving.py)
             resume = now

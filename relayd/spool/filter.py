@@ -32,7 +32,9 @@ class QueueFilter:
     recipient: str | None = None
     """Pattern of the recipient's address."""
     upstream: str | None = None
-    """The lane, exactly; "" for mail that no route fits."""
+    """An upstream with all its accounts, or one of its lanes; "" for mail that no route fits."""
+    lane: str | None = None
+    """The lane, exactly: for our own walks, not for people."""
     older_than: Millis | None = None
     """Accepted before this moment."""
     newer_than: Millis | None = None
@@ -47,7 +49,8 @@ class QueueFilter:
         return (
             waiting.state in (self.states or WAITING)
             and (not self.ids or message.id in self.ids)
-            and (self.upstream is None or waiting.lane == self.upstream)
+            and (self.lane is None or waiting.lane == self.lane)
+            and (self.upstream is None or self.upstream in (waiting.lane, waiting.lane.partition("/")[0]))
             and (self.older_than is None or message.accepted_at < self.older_than)
             and (self.newer_than is None or message.accepted_at >= self.newer_than)
             and (self.sender is None or _fits(_no_brackets(self.sender), message.envelope.sender))

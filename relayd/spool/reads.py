@@ -441,9 +441,13 @@ def _where(wanted: QueueFilter) -> tuple[str, list[object]]:
     values: list[object] = []
     if wanted.states:
         conditions = [f"r.state IN ({', '.join(str(STATE_CODE[state]) for state in sorted(wanted.states))})"]
-    if wanted.upstream is not None:
+    if wanted.lane is not None:
         conditions.append("r.lane = ?")
-        values.append(wanted.upstream)
+        values.append(wanted.lane)
+    if wanted.upstream is not None:
+        accounts = f"{wanted.upstream}/"
+        conditions.append("(r.lane = ? OR substr(r.lane, 1, length(?)) = ?)")
+        values += [wanted.upstream, accounts, accounts]
     for column, pattern in (
         ("m.sender", "" if wanted.sender == "<>" else wanted.sender),
         ("m.sender", None if wanted.sender_domain is None else f"*{wanted.sender_domain}"),
