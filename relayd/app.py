@@ -167,6 +167,7 @@ class App:
         self._standings = StandingBook(
             self._state, self._metrics.delivery, now_ms, owner=f"{slot}-{os.getpid()}", slot=slot, slots=slots
         )
+        self._budgets = BudgetBook(BudgetStore(self._state), now_ms, slots)
         self._dispatcher = Dispatcher(
             self._store,
             self._intake.memory,
@@ -179,7 +180,7 @@ class App:
             run_dir=data_dir / "run",
             slot=slot,
             slots=slots,
-            budgets=BudgetBook(BudgetStore(self._state), now_ms, slots),
+            budgets=self._budgets,
         )
         self._facts = FactApplier(
             self._store,
@@ -467,6 +468,7 @@ class App:
         self._metrics.memory(self._intake.memory.used, self._intake.memory.limit)
         self._metrics.damaged(self._store.damaged)
         self._metrics.blocks(self._blocks.counts())
+        self._metrics.budgets(await self._budgets.figures(), self._budgets.waiting())
         now = now_ms()
         self._metrics.certificates({host: (end - now) / 1000 for host, end in self._book.certificates().items()})
 

@@ -15,6 +15,7 @@ from argon2 import extract_parameters
 from argon2.exceptions import InvalidHashError
 
 from relayd.config.check_files import check_files
+from relayd.config.check_limits import check_limits
 from relayd.config.check_routes import check_overflow, check_rules
 from relayd.config.check_upstreams import check_login
 from relayd.config.fault import Fault, Loc, Positions, Severity, sorted_faults
@@ -65,6 +66,7 @@ class _Checker:
         for loc, credential in items(self._at, "credentials", self._config.credentials):
             yield self._credential(loc, credential)
         for name, upstream in self._config.upstreams.items():
+            yield check_limits(self._at, ("upstreams", name), upstream)
             if isinstance(upstream, SMTPUpstream):
                 yield self._upstream(("upstreams", name), upstream)
                 yield check_login(self._at, ("upstreams", name), upstream)

@@ -345,6 +345,25 @@ class BudgetBook:
             self._task = asyncio.create_task(self._sweep(), name="sweep budgets")
         return budget
 
+    async def figures(self) -> dict[tuple[str, str, str, str], tuple[int, int]]:
+        """Upstream, account, kind and window of every budget → its limit, and what all workers have used of it.
+
+        Raises StateError.
+        """
+        shares = list(dict.fromkeys(share for budget in self._budgets.values() for share in budget.shares))
+        now, out = self.clock(), {}
+        for share, usage in zip(shares, await self.store.usages(shares) if shares else [], strict=True):
+            upstream, _, account = share.name.partition("/")
+            usage.tidy(now, share.windows)
+            for window in share.windows:
+                period = str(Rate(1, window.span / 1000)).partition("/")[2]
+                out[upstream, account, share.kind.value, period] = window.count, usage.used(now, window)
+        return out
+
+    def waiting(self) -> dict[str, bool]:
+        """Lane → whether its mail waits for a budget."""
+        return {lane: budget.refusal is not None for lane, budget in self._budgets.items()}
+
     async def drop(self, lane: str) -> None:
         """The lane is gone, its hands are empty."""
         budget = self._budgets.get(lane)

@@ -141,6 +141,13 @@ class Metrics:
         self._credential = gauge(
             "relayd_upstream_credential_expires_seconds", lives, "upstream", "account", mode="livemin"
         )
+        labels = ("upstream", "account", "kind", "window")
+        limit, used = "What a budget allows in a window.", "What was used of it, leased permits included."
+        self._budget_limit = gauge("relayd_upstream_budget_limit", limit, *labels, mode="livemax")
+        self._budget_used = gauge("relayd_upstream_budget_used", used, *labels, mode="livemax")
+        waiting = "1 while mail waits for a budget."
+        self._budget_waiting = gauge("relayd_upstream_budget_waiting", waiting, "upstream", "account", mode="livemax")
+        self._budgets: set[tuple[str, str, str, str]] = set()
         self._damaged = gauge("relayd_spool_damaged_segments", "Spool files set aside as damaged.")
         self._lanes: set[str] = set()
         state = "1 for the state that a sender domain is in."
@@ -215,6 +222,19 @@ class Metrics:
     def credential(self, upstream: str, account: str, seconds: float) -> None:
         """The login of an account lives so long."""
         self._credential.labels(upstream, account).set(seconds)
+
+    def budgets(self, found: Mapping[tuple[str, str, str, str], tuple[int, int]], waiting: Mapping[str, bool]) -> None:
+        """Upstream, account, kind and window → limit and use; lane → whether its mail waits for a budget."""
+        for labels in self._budgets - found.keys():
+            self._budget_limit.labels(*labels).set(0)
+            self._budget_used.labels(*labels).set(0)
+        for labels, (limit, used) in found.items():
+            self._budget_limit.labels(*labels).set(limit)
+            self._budget_used.labels(*labels).set(used)
+        self._budgets = set(found)
+        for lane, waits in waiting.items():
+            upstream, _, account = lane.partition("/")
+            self._budget_waiting.labels(upstream, account).set(waits)
 
     def domains(self, states: Iterable[tuple[str, str]]) -> None:
         """The sender domains with their states, all of them."""
