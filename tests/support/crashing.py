@@ -300,9 +300,7 @@ STEERING: dict[str, Step] = {
 
 JUDGING: dict[str, Step] = {
     "a failure is about to be judged": Step("relayd.intake.blocks:BlockBook._case", "before", _always),
-    "a block is about to be written": Step("relayd.spool.blocklist:add", "before", _always),
-    "a block is written": Step("relayd.spool.blocklist:add", "after", _always),
-    "a block is committed": Step("relayd.intake.blocks:BlockBook._take", "before", _always),
+    "a block is written, all but COMMIT": Step("relayd.spool.blocklist:add", "after", _always),
 }
 """From a failure on disk to the block, in their order."""
 
