@@ -256,10 +256,11 @@ async def test_nothing_is_lost_when_it_is_killed(make_daemon: MakeDaemon) -> Non
             [recipient] = taken.recipients
             assert (await come_back(daemon, taken.sender, report(recipient, message_id=f"<{recipient}>")))[0] == 250
         await daemon.kill9()
-        before = len(daemon.events("bounced"))
         await daemon.restart()
+        # by the spool: a line of the mail log may be lost with the process, after the commit that it tells of
         await daemon.until(lambda: _all_bounced(daemon), "all bounced")
-        assert before + len(daemon.events("bounced")) >= 20
+        assert await daemon.stop() == 0
+        assert daemon.audit().clean
 
 
 async def _all_bounced(daemon: Daemon) -> bool:
