@@ -6,11 +6,15 @@ Envelope addresses (RFC 5321) are address.py's. Nothing here raises: what cannot
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from relayd.core import address
 
 MAX_INPUT = 65536
 """Octets of the header value that are looked at."""
+
+REMEMBERED = 200
+"""Octets of the longest header value whose answer is kept for the next mail."""
 
 _PLAIN = re.compile(
     rb"[ \t]*(?:\"[^\"\\\r\n]*\"[ \t]*<|[^\"()<>,:;@\\\[\]\r\n]*<|)[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@"
@@ -24,6 +28,11 @@ _IN_COMMENT = re.compile(r"[()]|\\.|[^()\\]+|\\", re.DOTALL)
 
 def author_domain(value: bytes) -> str:
     """Domain (A-labels, lower case) of the first mailbox of a From value that has one; "" when there is none."""
+    # an app writes the same From all day
+    return _remembered(value) if len(value) <= REMEMBERED else _author_domain(value)
+
+
+def _author_domain(value: bytes) -> str:
     match = _PLAIN.fullmatch(value)
     if match is not None and (match[2] == b">") == (b"<" in value):
         domain = match[1]
@@ -31,6 +40,11 @@ def author_domain(value: bytes) -> str:
         if len(domain) <= 255 and all(len(label) <= 63 for label in domain.split(b".")):
             return domain.lower().decode("ascii")
     return _search(value[:MAX_INPUT])
+
+
+@lru_cache(maxsize=1024)
+def _remembered(value: bytes) -> str:
+    return _author_domain(value)
 
 
 def _search(value: bytes) -> str:

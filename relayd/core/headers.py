@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from relayd.core.author import author_domain
 from relayd.core.mail import Origin
@@ -262,7 +263,13 @@ def _fold(name: str, parts: list[str]) -> bytes:
 
 def format_date(at: Millis) -> str:
     """A moment as RFC 5322 3.3 writes it, in UTC."""
-    moment = datetime.fromtimestamp(at // 1000, UTC)
+    return _format_second(at // 1000)
+
+
+@lru_cache(maxsize=4)
+def _format_second(second: int) -> str:
+    # hundreds of mails share theirs
+    moment = datetime.fromtimestamp(second, UTC)
     return (
         f"{_DAYS[moment.weekday()]}, {moment.day} {_MONTHS[moment.month - 1]} {moment.year}"
         f" {moment.hour:02}:{moment.minute:02}:{moment.second:02} +0000"

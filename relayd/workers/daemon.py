@@ -27,6 +27,7 @@ from relayd.control import ControlError, ControlServer, supervisor_socket
 from relayd.sockets import BindError, Sockets, rebind, shares
 from relayd.spool.lock import AlreadyRunningError, DataLock
 from relayd.systemd import Notifier, feed_watchdog, inherited
+from relayd.workers import garbage
 from relayd.workers.groundwork import prepare
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
 from relayd.workers.welcome import command_line, welcome
@@ -97,6 +98,7 @@ class Alone:
         try:
             app = self._build(self._config, config_path=self._config_path, slot=0, slots=1, sockets=self._sockets)
             await app.start()
+            garbage.settle()
         except Exception as error:
             # as a worker would tell its supervisor
             self._log.exception("worker_not_started")

@@ -20,6 +20,7 @@ import uvloop
 from relayd import logs
 from relayd.config.models import Config
 from relayd.sockets import Sockets
+from relayd.workers import garbage
 from relayd.workers.channel import Channel, read_config
 
 BEAT = 1.0
@@ -111,6 +112,7 @@ class Worker:
                 sockets=self._sockets,
             )
             await self._app.start()
+            garbage.settle()
         except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
             self._log.exception("worker_not_started")
             self._channel.send({"say": "failed", "reason": f"{type(error).__name__}: {error}"[:1000]})
