@@ -1,6 +1,6 @@
 """One order: the look at port 80, the conversation with the CA, and what came of it, written down.
 
-Loaded by the one worker that orders, when it does: what it needs takes 25 MiB. What is due is issuing.py's.
+Loaded by the one worker that orders, when it does: what it needs takes 14 MiB. What is due is issuing.py's.
 """
 
 from __future__ import annotations
