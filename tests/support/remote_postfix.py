@@ -1,6 +1,6 @@
 """A real Postfix as the remote side: it takes mail first and reports afterwards what became of it.
 
-Mailboxes are virtual(8)'s. Its times are short, so that mail is late after one second and given up after three.
+Mailboxes are virtual(8)'s. Its times are short, so that mail is late after one second and given up after six.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BIG, ONWARD, DEAD = "big@big.example.net", "onward@onward.example.net", "dead@de
 
 VACATION = shutil.which("vacation")
 _USER = 65534
-_LIFE = 3
+_LIFE = 6
 
 
 class RemotePostfix(Instance):
