@@ -14,7 +14,7 @@ import typer
 
 from relayd.cli.common import ConfigOption, JSONOption, config_path
 from relayd.cli.out import Column, print_json, print_table
-from relayd.cli.place import data_dir_of
+from relayd.cli.place import data_dir_of, reader_of
 
 if TYPE_CHECKING:
     from relayd.spool.ledger import Figure
@@ -50,10 +50,14 @@ def stats(
     A bounce that comes later corrects the day on which its mail was accepted. Works whether the daemon runs or not.
     Finished segments are counted once and remembered; others take some 4 s for each million recipients.
     """
+    from relayd.cli.offline import become_owner
     from relayd.spool.statistics import gather
 
+    data_dir = data_dir_of(config_path(context, config))
+    reader_of(data_dir).close()  # says so where nothing is there
+    become_owner(data_dir)
     today = time.time_ns() // 1_000_000 // _DAY
-    found = gather(data_dir_of(config_path(context, config)), today - days + 1, today)
+    found = gather(data_dir, today - days + 1, today)
     lines = _lines(found, by)
     if as_json:
         print_json({"by": by.value, "days": days, "lines": [{by.value: key, **counts} for key, counts in lines]})
