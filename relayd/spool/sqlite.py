@@ -339,18 +339,21 @@ class SqliteStore:
                 if not page:
                     break
                 after = page[-1].message.id
+                now = self._clock()
                 moves = [
-                    (lane, delivery.message.id, waiting.n, waiting.lane)
+                    _moved(delivery.message, waiting, lane, now)
                     for delivery in page
                     if delivery.message.id not in skip
                     for waiting in delivery.recipients
                     if (lane := choose(delivery.message, waiting)) != waiting.lane
                 ]
                 if moves:
-                    there = await segment.read(reads.put_by_hand, list(dict.fromkeys(move[1] for move in moves)))
+                    there = await segment.read(reads.put_by_hand, list(dict.fromkeys(move.message for move in moves)))
                     hand = set(there)
-                    moves = [move for move in moves if move[1:] not in hand]
-                    changed += await segment.work(writes.relane, [move[:3] for move in moves], self._clock())
+                    moves = [move for move in moves if (move.message, move.n, move.detail["from"]) not in hand]
+                    done = await segment.work(writes.relane, moves)
+                    self.committed(segment, (), done)
+                    changed += len(done)
         return changed
 
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
@@ -459,4 +462,11 @@ def _update_row(message: MessageId, change: Change) -> Iterable[object]:
         due,
         1 if after.delayed else 0,
         None if after.notice is None else after.notice.value,
+    )
+
+
+def _moved(message: Message, waiting: Waiting, lane: str, now: Millis) -> Event:
+    detail = {"from": waiting.lane, "upstream": lane, "reason": "the configuration was changed"}
+    return Event(
+        now, message.id, waiting.n, EventKind.MOVED, waiting.recipient.address, message.envelope.sender, detail
     )

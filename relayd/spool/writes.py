@@ -342,16 +342,23 @@ class _Transaction:
                 self._db.execute("ROLLBACK")
 
 
-def relane(db: sqlite3.Connection, moves: Sequence[tuple[str, MessageId, int]], now: Millis) -> int:
-    """Move recipients (lane, message, n) that are not final to another lane; how many.
+def relane(db: sqlite3.Connection, moved: Sequence[Event]) -> list[Event]:
+    """Move recipients that are not final to other lanes, as these events tell; those that could be moved.
 
     What waited for its next turn at the old upstream is due at the new one at once.
     """
+    done: list[Event] = []
     with _Transaction(db):
-        return db.executemany(
-            "UPDATE recipient SET lane = ?2, due = MIN(due, ?1) WHERE message = ?3 AND n = ?4 AND state < 10",
-            [(now, *move) for move in moves],
-        ).rowcount
+        for event in moved:
+            there = db.execute(
+                "UPDATE recipient SET lane = ?2, due = MIN(due, ?1)"
+                " WHERE message = ?3 AND n = ?4 AND lane = ?5 AND state < 10",
+                (event.at, event.detail["upstream"], event.message, event.n, event.detail["from"]),
+            )
+            if there.rowcount:
+                done.append(event)
+        _EVENTS.run(db, [value for event in done for value in codec.event_row(event)])
+    return done
 
 
 def set_aside(db: sqlite3.Connection, messages: Sequence[MessageId], lane: str, reason: str, now: Millis) -> int:

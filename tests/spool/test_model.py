@@ -187,6 +187,7 @@ class SpoolMachine(RuleBasedStateMachine):
                 if not waiting.state.final and number not in skip and waiting.lane != new:
                     due = None if waiting.due is None else min(waiting.due, self.clock.now)
                     recipients[place] = replace(waiting, lane=new, due=due)
+                    self.facts[number].append((waiting.n, EventKind.MOVED))
                     expected += 1
         assert moved == expected
 

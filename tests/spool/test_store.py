@@ -348,8 +348,15 @@ async def test_relane_moves_all_that_is_not_final(store: SqliteStore) -> None:
     mails = [await keep(store, [make_waiting(0), make_waiting(1, state=State.HELD), make_waiting(2)]) for _ in range(3)]
     await store.settle(make_settlement(mails[0].message, mails[0].recipients[2:], State.DELIVERED))
     in_hand = {mails[2].message.id}
+    heard: list[Event] = []
+    store.subscribe(heard.extend)
     moved = await store.relane(lambda message, recipient: "b" if message.id else "", in_hand)
     assert moved == 5
+    assert {(event.kind, event.detail["from"], event.detail["upstream"]) for event in heard} == {
+        (EventKind.MOVED, "acme", "b")
+    }
+    told = [event for event in (await store.history(mails[1].message.id)).events if event.kind is EventKind.MOVED]
+    assert [event.n for event in told] == [0, 1, 2]
     lanes = [[w.lane for w in (await store.history(mail.message.id)).recipients] for mail in mails]
     assert lanes == [["b", "b", "acme"], ["b", "b", "b"], ["acme", "acme", "acme"]]
     assert ids((await store.due("b", NOW, 9, ())).deliveries) == ids(mails[:2])
