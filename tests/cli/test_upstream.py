@@ -85,6 +85,43 @@ async def test_what_the_server_says_does_not_steer_the_terminal(site: Site) -> N
     assert "\x9b" not in done.out + done.err
 
 
+async def test_the_secrets_of_others_are_not_needed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeUpstream(tls="starttls", users=USERS) as upstream:
+        point_at(site, upstream)
+        text = site.config.read_text()
+        other = "  other: {host: smtp.other.example, username: u, password: !env NOWHERE_TO_BE_HAD}\n"
+        site.config.write_text(text.replace("upstreams:\n", f"upstreams:\n{other}", 1))
+        done = await tested(site)
+        assert done.code == 0, done
+        listed = site.run("upstream", "list", "--json")
+        assert [entry["name"] for entry in listed.json if entry["name"] == "other"] == ["other"]
+        mine = await asyncio.to_thread(site.run, "upstream", "test", "other")
+        assert mine.code == 2
+        assert "NOWHERE_TO_BE_HAD" in mine.err
+        monkeypatch.delenv("RELAYD_TEST_SECRET")
+        assert (await tested(site)).code == 2
+
+
+def test_the_list_tells_what_is_left_of_budgets(site: Site) -> None:
+    team = (
+        "  team:\n    preset: office365\n    limits: {messages: 40/min}\n    accounts:\n"
+        "      - {address: a@example.jp, password: !env RELAYD_TEST_SECRET}\n"
+        "      - {address: b@example.jp, password: !env RELAYD_TEST_SECRET, limits: {messages: [10/min, 50/day]}}\n"
+    )
+    site.config.write_text(site.config.read_text().replace("upstreams:\n", f"upstreams:\n{team}", 1))
+    found = {entry["name"]: entry for entry in site.run("upstream", "list", "--json").json}["team"]
+    assert [(each["of"], each["limit"], each["left"]) for each in found["budgets"]] == [("team", "40/min", 40)]
+    budgets = [[(each["kind"], each["limit"]) for each in account["budgets"]] for account in found["accounts"]]
+    assert budgets == [
+        [("messages", "30/min"), ("recipients", "10000/day")],
+        [("messages", "10/min"), ("messages", "50/day"), ("recipients", "10000/day")],
+    ]
+    assert (found["queue"], found["through"], found["pace"], found["ports"]) == (0, None, None, [587])
+    told = site.run("upstream", "list").out
+    assert "messages of team/b@example.jp" in told
+    assert "team/a@example.jp" in told
+
+
 def test_the_sandbox_needs_no_test(site: Site) -> None:
     done = site.run("upstream", "test", "sandbox")
     assert done.code == 0

@@ -121,3 +121,13 @@ def test_a_pattern_of_many_stars_takes_no_time() -> None:
 
 def test_a_filter_is_a_value() -> None:
     assert len({QueueFilter(sender="a"), QueueFilter(sender="a"), QueueFilter(sender="b")}) == 2
+
+
+def test_an_upstream_is_meant_with_its_accounts_and_a_lane_alone() -> None:
+    message, waiting = make_message(), make_waiting(lane="team/a@example.jp")
+    assert QueueFilter(upstream="team").matches(message, waiting)
+    assert QueueFilter(upstream="team/a@example.jp").matches(message, waiting)
+    assert not QueueFilter(upstream="tea").matches(message, waiting)
+    assert not QueueFilter(upstream="team/a").matches(message, waiting)
+    assert not QueueFilter(lane="team").matches(message, waiting)
+    assert QueueFilter(upstream="").matches(message, make_waiting(lane=""))

@@ -24,6 +24,7 @@ import socket
 import ssl
 import struct
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,8 @@ class ReceivedMail:
     tls: str | None
     username: str | None
     accepted: bool = False
+    at: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    """When MAIL came, in milliseconds."""
 
 
 @dataclass(frozen=True)
