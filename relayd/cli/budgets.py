@@ -95,8 +95,8 @@ class Budgets:
         spent = [left for left in self.of(self.lanes.get(lane, ())) if left.free_at is not None]
         return max(spent, key=lambda left: left.free_at or 0, default=None)
 
-    def through(self, lanes: Sequence[str], recipients: int, pace: float) -> Millis | None:
-        """When so many recipients will be through: at this pace a minute, but no sooner than the budgets allow.
+    def through(self, lanes: Sequence[str], recipients: int, throughput: float) -> Millis | None:
+        """When so many recipients will be through: so many a minute, but no sooner than the budgets allow.
 
         None where nothing waits, or nothing tells.
         """
@@ -104,8 +104,8 @@ class Budgets:
             return None
         shares = {share for lane in lanes for share in self.lanes.get(lane, ())}
         moments = [self._usages[share].through(self.now, recipients, share.windows) for share in shares]
-        if pace:
-            moments.append(self.now + round(recipients / pace * _MINUTE))
+        if throughput:
+            moments.append(self.now + round(recipients / throughput * _MINUTE))
         return max(moments, default=None)
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def list_upstreams(context: typer.Context, config: ConfigOption = None, as_json: JSONOption = False) -> None:
     """List the upstreams and their accounts.
 
-    How each stands, where it is spoken to, what is left of its budgets, what waits for it, at which pace it goes out
-    (recipients a minute, over the last ten), and when that will be through. Works whether the daemon runs or not; the
-    pace and open connections are known to a running daemon alone.
+    How each stands, where it is spoken to, what is left of its budgets, what waits, how much goes out (recipients a
+    minute, over the last ten), and when the queue will be through like that. Works whether the daemon runs or not;
+    throughput and open connections are known to a running daemon alone.
     """
     from relayd.cli.budgets import Budgets
 
@@ -83,7 +83,7 @@ class _Facts:
     def _lanes(self, name: str, lanes: list[str]) -> dict[str, Any]:
         live = [self._live[lane] for lane in lanes if lane in self._live]
         depth = sum(self._depths.get(lane, 0) for lane in lanes)
-        pace = round(sum(each["pace"] for each in live), 1)
+        throughput = round(sum(each["throughput"] for each in live), 1)
         blocked = self._budgets.in_the_way(lanes[0]) if len(lanes) == 1 else None
         return {
             **standing.standing_of(self._standings, name),
@@ -92,8 +92,8 @@ class _Facts:
             "budgets": [left.as_dict() for left in self._budgets.named(name)],
             "waits_for": blocked.as_dict() if blocked is not None and depth else None,
             "queue": depth,
-            "pace": pace if live else None,
-            "through": iso(self._budgets.through(lanes, depth, pace)),
+            "throughput": throughput if live else None,
+            "through": iso(self._budgets.through(lanes, depth, throughput)),
         }
 
 
@@ -119,8 +119,8 @@ def _live(data_dir: Path) -> dict[str, dict[str, Any]]:
     with contextlib.suppress(ControlError, OSError):
         for answer in ask(data_dir, "worker.status", timeout=10.0):
             for lane, facts in ((answer.result or {}).get("upstreams") or {}).items():
-                known = out.setdefault(lane, {"pace": 0.0, "connections": 0, "endpoint": ""})
-                known["pace"] += facts.get("pace", 0.0)
+                known = out.setdefault(lane, {"throughput": 0.0, "connections": 0, "endpoint": ""})
+                known["throughput"] += facts.get("throughput", 0.0)
                 known["connections"] += facts.get("connections", 0)
                 known["endpoint"] = facts.get("endpoint") or known["endpoint"]
     return out
@@ -129,7 +129,7 @@ def _live(data_dir: Path) -> dict[str, dict[str, Any]]:
 def _tell(entries: list[dict[str, Any]]) -> None:
     rows = [(entry, each) for entry in entries for each in (entry, *entry["accounts"])]
     columns = [Column(name, long=name == "address") for name in ("name", "state", "address", "tls")]
-    columns += [Column(name, right=True) for name in ("connections", "queue", "pace")]
+    columns += [Column(name, right=True) for name in ("connections", "queue", "throughput")]
     print_table(
         [*columns, Column("through"), Column("routes")],
         (
@@ -140,7 +140,7 @@ def _tell(entries: list[dict[str, Any]]) -> None:
                 entry["tls"] if each is entry else "",
                 _connections(entry, each),
                 str(each["queue"]),
-                "-" if each["pace"] is None else f"{each['pace']:g}/min",
+                "-" if each["throughput"] is None else f"{each['pace']:g}/min",
                 each["through"] or "-",
                 _rules(entry["routes"]) if each is entry else "",
             ]

@@ -58,6 +58,33 @@ account where no other fits.
 `return_path: keep` sends the envelope sender of the app, `account` the mailbox that logs in (bounces go there; relayd
 can read it, see `bounces.mailboxes`), `verp` an address of relayd's own for each recipient.
 
+## Limits and budgets
+
+```yaml
+limits:
+  messages: [30/min, 500/day]        # one window, or several
+  recipients: 10000/day
+  connections: 3
+  messages_per_connection: 5000      # then the connection is closed, and another one opened
+  recipients_per_message: 100        # a message with more is sent in several
+```
+
+`messages` and `recipients` are budgets: in *every* period of that length, wherever it begins, no more goes out. They
+hold for all workers together and across restarts, `kill -9` included: a permit is on disk as spent before it is used.
+Each transaction is one message. A worker leases a few permits at a time, five percent of the budget at most, and hands
+back within a second what it does not need; of one that is killed those few count as used.
+
+What counts is what providers count: recipients that the upstream had taken when the content followed, also where it
+refused the content or fell silent then. What is refused at MAIL or RCPT, or never got there, costs nothing. A permit
+comes back one period after the upstream's answer, so that the provider, whenever it counted, saw no more.
+
+Mail over the budget waits where it is: no attempt is counted, no event written. `relayd upstream list`, `status`,
+`queue show` and `why` say for which budget, and until when. `overflow` sends it elsewhere once a day is used up.
+
+With `accounts` the budgets of the preset are those of each account, because providers count by mailbox; an account's
+own `limits` say otherwise (`messages: []`: none). Budgets written under the upstream itself then hold for all accounts
+together, beside those of each.
+
 ## OAuth2
 
 `oauth:` stands in place of `password:`. relayd shows the token by XOAUTH2, or by OAUTHBEARER (RFC 7628) where only that

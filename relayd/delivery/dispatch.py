@@ -330,7 +330,7 @@ class Dispatcher:
                 "sending": line.lane.flying,
                 "connections": line.crew.connections,
                 "endpoint": line.crew.endpoint,
-                "pace": line.throughput.per_minute(now),
+                "throughput": line.throughput.per_minute(now),
                 "waits_for": None if line.lane.budget is None else line.lane.budget.waits_for(),
                 "allowed": line.pace.allowed,
             }

@@ -116,7 +116,7 @@ def test_the_list_tells_what_is_left_of_budgets(site: Site) -> None:
         [("messages", "30/min"), ("recipients", "10000/day")],
         [("messages", "10/min"), ("messages", "50/day"), ("recipients", "10000/day")],
     ]
-    assert (found["queue"], found["through"], found["pace"], found["ports"]) == (0, None, None, [587])
+    assert (found["queue"], found["through"], found["throughput"], found["ports"]) == (0, None, None, [587])
     told = site.run("upstream", "list").out
     assert "messages of team/b@example.jp" in told
     assert "team/a@example.jp" in told

@@ -14,11 +14,12 @@ import pytest
 from relayd.config.models import Config, SMTPUpstream
 from relayd.core.event import EventKind
 from relayd.core.ids import MessageId, parse_id
-from relayd.core.lifecycle import Outcome, State
+from relayd.core.lifecycle import Act, Outcome, State
 from relayd.core.permits import Kind, Share, Window
 from relayd.core.session import Outgoing
 from relayd.delivery import budget as budgets
 from relayd.delivery.allowance import shares_of
+from relayd.spool.filter import QueueFilter
 from tests.support.clock import START
 from tests.support.dispatching import LATER, NEVER, NO_LINE, TAKEN, World, until
 from tests.support.limited import Provider
@@ -267,6 +268,25 @@ async def test_urgent_mail_gets_the_scarce_permits_and_bulk_its_turn(world: Worl
     sent = [parse_id(mail.id) in urgent for mail in world.upstreams["acme"].transactions]
     assert sent[10:43].count(False) == 3
     assert not await world.waiting()
+
+
+async def test_what_trouble_put_off_can_be_hurried(world: World) -> None:
+    acme = world.upstream("acme")
+    acme.refuses = NO_LINE
+    await world.open(world.plan("acme"))
+    mail = await world.accept("r@example.org")
+    await until(lambda: world.watcher.paused_now.get("acme", False))
+    acme.refuses = None
+    await until(lambda: not world.dispatcher.in_hand())
+    # what `relayd upstream test` has the daemon do
+    assert world.dispatcher.try_now("acme")
+    waiting = world.dispatcher.put_off("acme")
+    assert waiting == {mail}
+    await world.steering.act(Act.RETRY, QueueFilter(ids=waiting, lane="acme"), by="test")
+    await world.settled(mail)
+    standing = world.dispatcher.standing()["acme"]
+    # open sessions, not carriers
+    assert (standing["connections"], standing["endpoint"]) == (acme.open_now, "here:25")
 
 
 # -- settings change, disks fail
