@@ -124,7 +124,7 @@ def test_acts_go_to_every_worker_and_are_summed_up(spool: Site) -> None:
         "3 recipients of 3 messages held.",
         "1 message left alone: being sent at this moment.",
     ]
-    assert found == {"recipients": 3, "messages": ["a", "b", "c"], "busy": 1, "errors": []}
+    assert found == {"recipients": 3, "messages": ["a", "b", "c"], "busy": 1, "refused": 0, "errors": []}
     assert [slot for slot, _ in seen[:2]] == [0, 1]
     assert seen[0][1]["filter"] == {"upstream": "acme"}
     assert seen[0][1]["reason"] == "why"
