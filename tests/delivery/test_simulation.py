@@ -17,6 +17,7 @@ import pytest
 from relayd.core.event import EventKind
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Act, OnUncertain, Outcome, OutcomeKind, State
+from relayd.core.permits import Kind, Share, Window
 from relayd.core.session import Outgoing
 from relayd.delivery import lanes, rerouting, writing
 from relayd.delivery.line import Plan
@@ -26,6 +27,10 @@ from relayd.spool.store import Settlement, StoreError
 from tests.support.dispatching import LATER, NEVER, NO_LINE, NOT_YOU, QUOTA, SILENCE, TAKEN, World, until
 
 STEPS = 120
+BUDGETS = (
+    Share("all", Kind.MESSAGES, (Window(40, 60_000),)),
+    Share("all", Kind.RECIPIENTS, (Window(60, 60_000),)),
+)
 DOMAINS = ("a.example", "b.example", "c.example")
 NAMES = ("one", "two", "three")
 OUTCOMES = (TAKEN, TAKEN, TAKEN, LATER, LATER, NEVER, SILENCE, NOT_YOU, QUOTA)
@@ -53,6 +58,7 @@ class Life:
                 "connections": chance.randint(1, 5),
                 "recipients": chance.choice([1, 2, 100]),
                 "identity": chance.choice([name, f"{name} anew"]),
+                "shares": chance.choice([(), BUDGETS]),
             }
         routes = {domain: chance.choice(used) for domain in chance.sample(DOMAINS, chance.randint(0, 3))}
         plan = self.world.plan({**routes, "*": chance.choice(used)}, *used, window=chance.choice([3, 10, 100]))
