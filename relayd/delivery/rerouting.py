@@ -82,8 +82,12 @@ class Rerouting:
             everything, self._everything = self._everything, False
             try:
                 if everything:
-                    await self._store.relane(self._lanes.choose, _Busy(self._lanes))
-                    self._lanes.wake_all()
+                    claims = _Claims(self._lanes)
+                    try:
+                        await self._store.relane(self._lanes.choose, claims, claims.release)
+                    finally:
+                        claims.release(list(claims.held))
+                        self._lanes.wake_all()
                 await self._strays()
             except Exception as error:  # noqa: BLE001 - mail that nobody looks at must not wait for a restart
                 known = isinstance(error, StoreError)
@@ -129,11 +133,24 @@ class Rerouting:
             await self._store.settle(move(message, moving, now))
 
 
-class _Busy:
-    """The messages that carriers have in hand at the moment of asking: they are settled in the lane they are in."""
+class _Claims:
+    """The messages that must not be moved now; asked about one, it takes the others out of memory.
+
+    Whether an upstream can be used may change at any moment: what is being moved must not be sent meanwhile.
+    """
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
+        self.held: set[MessageId] = set()
 
     def __contains__(self, message: object) -> bool:
-        return isinstance(message, int) and self._lanes.busy(message)
+        if not isinstance(message, int) or not self._lanes.claim(message):
+            return True
+        self.held.add(message)
+        return False
+
+    def release(self, messages: Sequence[MessageId]) -> None:
+        """Their moves are on disk: they may be read from there again."""
+        for message in messages:
+            self.held.discard(message)
+            self._lanes.unclaim(message)

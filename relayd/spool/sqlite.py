@@ -326,10 +326,16 @@ class SqliteStore:
                 oldest[lane] = min(oldest.get(lane, message), message)
         return [LaneDepth(lane, depth[lane], time_of(oldest[lane])) for lane in sorted(depth)]
 
-    async def relane(self, choose: Callable[[Message, Waiting], str], skip: Container[MessageId]) -> int:
+    async def relane(
+        self,
+        choose: Callable[[Message, Waiting], str],
+        skip: Container[MessageId],
+        written: Callable[[Sequence[MessageId]], None] | None = None,
+    ) -> int:
         """Look at the routes again for every recipient that is not final; how many changed lanes.
 
-        They are due there at once, save for those that wait for an operator.
+        They are due there at once, save for those that wait for an operator. Of what is to move, `skip` is asked, and
+        `written` is told once it is on disk.
         """
         changed = 0
         for segment in self._shelf.waiting():
@@ -340,21 +346,33 @@ class SqliteStore:
                     break
                 after = page[-1].message.id
                 now = self._clock()
-                moves = [
-                    _moved(delivery.message, waiting, lane, now)
-                    for delivery in page
-                    if delivery.message.id not in skip
-                    for waiting in delivery.recipients
-                    if (lane := choose(delivery.message, waiting)) != waiting.lane
-                ]
-                if moves:
-                    there = await segment.read(reads.put_by_hand, list(dict.fromkeys(move.message for move in moves)))
-                    hand = set(there)
-                    moves = [move for move in moves if (move.message, move.n, move.detail["from"]) not in hand]
-                    done = await segment.work(writes.relane, moves)
-                    self.committed(segment, (), done)
-                    changed += len(done)
+                moves = []
+                for delivery in page:
+                    message = delivery.message
+                    found = [
+                        _moved(message, waiting, lane, now)
+                        for waiting in delivery.recipients
+                        if (lane := choose(message, waiting)) != waiting.lane
+                    ]
+                    if found and message.id not in skip:
+                        moves += found
+                messages = list(dict.fromkeys(move.message for move in moves))
+                try:
+                    changed += await self._relane(segment, messages, moves)
+                finally:
+                    if written is not None:
+                        written(messages)
         return changed
+
+    async def _relane(self, segment: Segment, messages: Sequence[MessageId], moves: Sequence[Event]) -> int:
+        """Write moves, save for what an operator put where it is."""
+        if not moves:
+            return 0
+        hand = set(await segment.read(reads.put_by_hand, messages))
+        some = [move for move in moves if (move.message, move.n, move.detail["from"]) not in hand]
+        done = await segment.work(writes.relane, some)
+        self.committed(segment, (), done)
+        return len(done)
 
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients (deferred, paused, uncertain; not held) of messages accepted before that moment."""

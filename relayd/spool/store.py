@@ -219,10 +219,16 @@ class Store(Protocol):
     async def lanes(self) -> list[LaneDepth]:
         """Every lane that has waiting recipients (held and parked ones not counted)."""
 
-    async def relane(self, choose: Callable[[Message, Waiting], str], skip: Container[MessageId]) -> int:
+    async def relane(
+        self,
+        choose: Callable[[Message, Waiting], str],
+        skip: Container[MessageId],
+        written: Callable[[Sequence[MessageId]], None] | None = None,
+    ) -> int:
         """Look at the routes again for every recipient that is not final; how many changed lanes (after a reload).
 
-        They are due there at once, save for those that wait for an operator. `choose` says "" for no lane.
+        They are due there at once, save for those that wait for an operator. `choose` says "" for no lane. Of what is
+        to move, `skip` is asked, and `written` is told once it is on disk (or could not be written).
         """
 
     async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
