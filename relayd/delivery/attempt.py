@@ -103,11 +103,11 @@ class Attempts:
         """Carry one delivery: the crew's `Attempt`."""
         started = self._clock()
         try:
-            delivery = await self._rerouted(line, delivery, started)
-            if not delivery.recipients:
-                return
             if line.gate.probing and not await line.standings.may_probe(line.lane.name):
                 line.lane.put_back(delivery)
+                return
+            delivery = await self._rerouted(line, delivery, started)
+            if not delivery.recipients:
                 return
             if overdue(delivery, self.plan.policy, started):
                 self._expire(line, delivery, started)
@@ -122,12 +122,20 @@ class Attempts:
             sent = Sent(outcomes, Stage.LOCAL, str(_INTERNAL.reply), None, dsn=False)
             self._writer.settle(line, delivery, delivery.recipients, sent, started=started, session=None, last=True)
 
-    async def reroute(self, line: Line, delivery: Delivery) -> Delivery:
-        """Move the recipients that belong in other lanes now; what is left for this lane."""
-        return await self._rerouted(line, delivery, self._clock())
+    async def reroute(self, line: Line, delivery: Delivery) -> bool:
+        """Move the recipients that belong in other lanes now; False where all stay, and it is to be put back.
 
-    async def _rerouted(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
-        """The recipients that the routes, looked at again, still send through this lane; others move on."""
+        What stays of a message that moves in part is read from disk again once the move is there: until then the
+        other part would be, too.
+        """
+        left = await self._rerouted(line, delivery, self._clock(), alone=True)
+        return left.recipients != delivery.recipients
+
+    async def _rerouted(self, line: Line, delivery: Delivery, now: Millis, *, alone: bool = False) -> Delivery:
+        """The recipients that the routes, looked at again, still send through this lane; others move on.
+
+        `alone`: nothing more is done with the message then.
+        """
         message, lane = delivery.message, line.lane
         # a probe is to tell about this upstream, so it stays
         probe = lane.gate.probing
@@ -146,10 +154,10 @@ class Attempts:
             elif waiting.n in standing:
                 moving.append((standing[waiting.n], name))
         if moving:
-            self._writer.write(line, move(message, moving, now, self._why(lane.name)), last=not stay)
-        elif not stay:
+            self._writer.write(line, move(message, moving, now, self._why(lane.name)), last=alone or not stay)
+        elif not stay or (alone and len(stay) < len(chosen)):
             line.end(message.id)
-        if not stay:
+        if not (stay or alone):
             lane.gate.abandoned()
         return replace(delivery, recipients=tuple(stay))
 

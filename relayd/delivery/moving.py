@@ -26,14 +26,12 @@ _STEP = 100
 _FULL = 0.05
 """Seconds until the other lane is looked at again that had no room."""
 
-Reroute = Callable[[Line, Delivery], asyncio.Future[None] | None]
-
 
 class Mover(Protocol):
     """What moves one delivery: attempt.py."""
 
-    async def reroute(self, line: Line, delivery: Delivery) -> Delivery:
-        """Move the recipients that go elsewhere now; what is left for this lane."""
+    async def reroute(self, line: Line, delivery: Delivery) -> bool:
+        """Move the recipients that go elsewhere now; False where all stay."""
 
 
 class Moving:
@@ -55,6 +53,7 @@ class Moving:
         self._shared = shared
         self._stuck: dict[str, set[MessageId]] = {}
         """Looked at in vain since the last change of what can be used, by lane."""
+        self._moves: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("relayd.delivery")
@@ -68,7 +67,7 @@ class Moving:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.gather(task, *self._moves, return_exceptions=True)
 
     def changed(self) -> None:
         """What can be used has changed: look at everything again."""
@@ -105,7 +104,7 @@ class Moving:
         """Move what is in the window of a lane, as long as it cannot be used and the others have room."""
         name = line.lane.name
         stuck = self._stuck.setdefault(name, set())
-        moves: set[asyncio.Task[None]] = set()
+        moves = self._moves
         for place, delivery in enumerate(line.lane.idle(), 1):
             if not place % _STEP:
                 await asyncio.sleep(0)
@@ -133,14 +132,14 @@ class Moving:
         stuck &= known
 
     async def _move(self, line: Line, delivery: Delivery) -> None:
-        left = delivery
+        moved = False
         try:
-            left = await self._mover.reroute(line, delivery)
+            moved = await self._mover.reroute(line, delivery)
         finally:
-            if left.recipients:
+            if not moved:
                 # uncertain, put here by hand, or overtaken: it waits for this upstream
-                self._stuck.setdefault(line.lane.name, set()).add(left.message.id)
-                line.lane.put_back(left)
+                self._stuck.setdefault(line.lane.name, set()).add(delivery.message.id)
+                line.lane.put_back(delivery)
 
     def _full(self, lane: str) -> bool:
         line = self._lines.get(lane)
