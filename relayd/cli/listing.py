@@ -140,7 +140,7 @@ def _tell(entries: list[dict[str, Any]]) -> None:
                 entry["tls"] if each is entry else "",
                 _connections(entry, each),
                 str(each["queue"]),
-                "-" if each["throughput"] is None else f"{each['pace']:g}/min",
+                "-" if each["throughput"] is None else f"{each['throughput']:g}/min",
                 each["through"] or "-",
                 _rules(entry["routes"]) if each is entry else "",
             ]
