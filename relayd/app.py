@@ -155,7 +155,7 @@ class App:
             slot=slot,
             slots=slots,
         )
-        self._plan = self._with_inbound(build_plan(config, now_ms, paths, self._tokens), config)
+        self._plan = self._build_plan(config, paths)
         self._reporter = Reporter(
             self._store,
             self._intake,
@@ -241,7 +241,7 @@ class App:
         `sockets` holds those that stay, as the same objects, and new ones; what it lacks is closed here.
         """
         paths = self._return_paths(config)
-        plan = self._with_inbound(build_plan(config, now_ms, paths, self._tokens), config)
+        plan = self._build_plan(config, paths)
         context = server_context(config.tls, config.data_dir)
         listeners, web = await self._prepare(config, sockets, context)
         old, self._config = self._config, config
@@ -405,7 +405,14 @@ class App:
         bounces = config.bounces
         if bounces.domain is None:
             return None
-        return ReturnPaths(bounces.domain, self._secret, round(bounces.verify_for * 1000))
+        return ReturnPaths(bounces.domain, self._secret, round(bounces.verify_for * 1000), self._takes_returns)
+
+    def _takes_returns(self, domain: str) -> bool:
+        return self._book.takes_returns(domain, now_ms())
+
+    def _build_plan(self, config: Config, paths: ReturnPaths | None) -> Plan:
+        plan = build_plan(config, now_ms, paths, self._tokens, self._book.return_domain)
+        return self._with_inbound(plan, config)
 
     def _with_inbound(self, plan: Plan, config: Config) -> Plan:
         """The lane of what comes back is there whatever the configuration says: some may wait from before."""

@@ -239,6 +239,7 @@ def show(
         [
             ("upstream", domain.upstream),
             ("return path", domain.return_path),
+            ("return path seen", moment(domain.return_path_seen_at) if domain.return_path else ""),
             ("added", moment(domain.added_at)),
             ("verified", moment(domain.verified_at)),
             ("degraded", moment(domain.degraded_at)),
@@ -346,6 +347,9 @@ def remove(context: typer.Context, name: NameArgument, config: ConfigOption = No
 
     domains_place.run(context, config, work)
     say(f"{shown(domain.name)} is removed. Its DKIM records may go once no mail signed with them is under way.")
+    if domain.return_path:
+        back = shown(domain.return_path)
+        say(f"Bounces may still come to {back}: its MX record should stay as long as `bounces.verify_for` says.")
 
 
 # --- what the commands share ---------------------------------------------------------------------------------------
@@ -362,6 +366,7 @@ def _entry(domain: SenderDomain) -> dict[str, Any]:
         "state": domain.state.value,
         "upstream": domain.upstream or None,
         "return_path": domain.return_path or None,
+        "return_path_seen_at": iso(domain.return_path_seen_at),
         "delegate": domain.delegate,
         "added_at": iso(domain.added_at),
         "verified_at": iso(domain.verified_at),

@@ -70,7 +70,7 @@ def print_records(findings: Sequence[Finding], lang: Lang) -> None:
         say(f"   VALUE  {expected.value}")
         for text in finding.found if finding.verdict not in {"verified", "not-checked"} else ():
             say(f"   found  {clean(text)}")
-        for text in (texts.message(finding, lang), *finding.notes, texts.note(finding, lang)):
+        for text in (texts.message(finding, lang), *texts.remarks(finding, lang), texts.note(finding, lang)):
             if text:
                 say(f"   - {clean(text)}")
         say()

@@ -172,9 +172,9 @@ class Listener(Model):
     name: Name = Field(description="Shown in logs, metrics and Received headers.")
     role: Role = Field(
         Role.SUBMISSION,
-        description="`submission`: apps send mail. `inbound`: the MX of `bounces.domain`: takes mail for the addresses"
-        " that relayd issued there and for postmaster and abuse (550 5.1.1 otherwise), from anyone; no AUTH, and"
-        " nothing is relayed. `access` and `networks` say nothing then.",
+        description="`submission`: apps send mail. `inbound`: the MX of `bounces.domain`, and of the return paths of"
+        " sender domains: takes mail for the addresses that relayd issued there and for postmaster and abuse (550 5.1.1"
+        " otherwise), from anyone; no AUTH, and nothing is relayed. `access` and `networks` say nothing then.",
     )
     bind: list[BindAddress] = Field(min_length=1, description="IP addresses and ports to listen on, IPv6 in brackets.")
     tls: ListenerTLS = Field(
@@ -480,9 +480,9 @@ class SMTPUpstream(Model):
     return_path: ReturnPath = Field(
         ReturnPath.KEEP,
         description="`keep`: the envelope sender goes out as the app gave it. `account`: it becomes the mailbox that"
-        " logs in. `verp`: each recipient gets an envelope sender of its own at `bounces.domain`, so that"
-        " bounces come back to relayd and say whom they are about; one transaction for each recipient. A null"
-        " sender stays null.",
+        " logs in. `verp`: each recipient gets an envelope sender of its own at `bounces.domain`, or at the"
+        " custom return path of the sender domain (`relayd domain add --return-path`), so that bounces come back to"
+        " relayd and say whom they are about; one transaction for each recipient. A null sender stays null.",
     )
     overflow: Text | None = Field(
         None,

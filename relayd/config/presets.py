@@ -170,6 +170,7 @@ SENDGRID = Preset(
 
 _MAILGUN_PAGE = "Mailgun documentation: Sending messages with SMTP"
 _KEY_OF_DOMAIN = "Add and verify your domain; `relayd domain add` shows the records that are asked for."
+_SHOWN_THERE = "Add your domain there, and publish the records that it shows, beside those of `relayd domain add`."
 MAILGUN = Preset(
     "mailgun",
     "Mailgun (US region)",
@@ -231,9 +232,16 @@ _CMC_PAGE = "Customers Mail Cloud documentation: SMTP"
 
 
 def _simple(  # noqa: PLR0917 - one line of the table
-    name: str, title: str, host: str, ports: tuple[int, ...], source: str, login: str, step: str
+    name: str,
+    title: str,
+    host: str,
+    ports: tuple[int, ...],
+    source: str,
+    login: str,
+    step: str,
+    domain: str = _SHOWN_THERE,
 ) -> Preset:
-    return Preset(name, title, host, ports, source, login=login, setup=(_KEY_OF_DOMAIN, step))
+    return Preset(name, title, host, ports, source, login=login, setup=(domain, step))
 
 
 _ALL = (
@@ -258,6 +266,7 @@ _ALL = (
         "Mailjet developer documentation: SMTP relay, configuration",
         "the API key as user name, the secret key as password",
         "Copy API key and secret key from the account's API key management.",
+        _KEY_OF_DOMAIN,
     ),
     SPARKPOST,
     replace(SPARKPOST, name="sparkpost-eu", title="SparkPost EU", host="smtp.eu.sparkpostmail.com"),
@@ -269,6 +278,7 @@ _ALL = (
         "Mailchimp Transactional documentation: Send email with SMTP",
         "any user name, and an API key as password",
         "Make an API key, and use it as `password`.",
+        _KEY_OF_DOMAIN,
     ),
     SES,
     _simple(

@@ -10,7 +10,9 @@ import binascii
 import hashlib
 import hmac
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from relayd.core.ids import EPOCH, MessageId
 from relayd.core.units import Millis
@@ -23,6 +25,10 @@ _MAC = 10
 """Octets of the signature: 2^80 guesses, each of which costs a RCPT."""
 _FIXED = 8 + 2
 _FORM = re.compile(r"[a-z2-7]{34,39}")
+_FOUND = re.compile(re.escape(LOCAL_PREFIX.encode()) + rb"([a-z2-7]{34,39})@([a-z0-9.-]{1,253})", re.IGNORECASE)
+"""What may be an address of ours in the octets of a mail."""
+_OTHERS = 50
+"""For each address that is looked at, so many may be passed over: those of other domains cost less."""
 _FOLD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 _ROLES = frozenset({"postmaster", "abuse"})
 """Mailboxes that every domain with an MX has (RFC 5321 4.5.1, RFC 2142 4)."""
@@ -85,49 +91,63 @@ def _sign(key: bytes, octets: bytes) -> bytes:
     return hmac.digest(key, octets, hashlib.sha256)[:_MAC]
 
 
+def _nowhere(domain: str) -> bool:
+    del domain
+    return False
+
+
 class ReturnPaths:
-    """The addresses that we issue at one domain (A-labels, lower case), and those that every domain has."""
+    """The addresses that we issue, and those that every domain has.
 
-    __slots__ = ("_key", "_verify_for", "domain", "pattern")
+    One domain (A-labels, lower case) is ours always; `also` says which others are at the moment: it is asked for each
+    address, and must be quick. A token is good at each of them, wherever it was issued.
+    """
 
-    def __init__(self, domain: str, secret: bytes, verify_for: Millis) -> None:
+    __slots__ = ("_also", "_key", "_verify_for", "domain")
+
+    def __init__(self, domain: str, secret: bytes, verify_for: Millis, also: Callable[[str], bool] = _nowhere) -> None:
         self.domain = domain.lower()
         self._key = derive_key(secret, "return path")
         self._verify_for = verify_for
-        self.pattern = re.compile(
-            (re.escape(LOCAL_PREFIX) + r"([a-z2-7]{34,39})@" + re.escape(self.domain)).encode() + rb"(?![a-z0-9.-])",
-            re.IGNORECASE,
-        )
-        """Finds our addresses in the octets of a mail; each match is to be shown to `verify`."""
+        self._also = also
 
-    def address(self, message: MessageId, n: int, now: Millis) -> str:
-        """The return path of one recipient, good for `verify_for` from now."""
-        return f"{LOCAL_PREFIX}{issue(self._key, Token(message, n), now + self._verify_for)}@{self.domain}"
+    def address(self, message: MessageId, n: int, now: Millis, domain: str | None = None) -> str:
+        """The return path of one recipient, good for `verify_for` from now, at this domain of ours."""
+        token = issue(self._key, Token(message, n), now + self._verify_for)
+        return f"{LOCAL_PREFIX}{token}@{domain or self.domain}"
+
+    def ours(self, domain: str) -> bool:
+        """Return paths are issued, or were, at this domain."""
+        domain = domain.lower()
+        return domain == self.domain or self._also(domain)
 
     def read(self, address: str, now: Millis) -> Token | None:
         """What an address of ours says; None for any other, forged and expired ones too."""
-        local, _, domain = address.rpartition("@")
-        if domain.lower() != self.domain or local[: len(LOCAL_PREFIX)].lower() != LOCAL_PREFIX:
+        if not self.looks_issued(address):
             return None
-        return verify(self._key, local[len(LOCAL_PREFIX) :], now)
+        return verify(self._key, address.rpartition("@")[0][len(LOCAL_PREFIX) :], now)
 
     def find(self, content: bytes, now: Millis, limit: int = 20) -> Token | None:
         """The first address of ours in a mail's octets that is neither forged nor expired; `limit` are looked at."""
-        for count, match in enumerate(self.pattern.finditer(content)):
+        count = 0
+        for match in islice(_FOUND.finditer(content), limit * _OTHERS):
+            if not self.ours(match[2].decode().rstrip(".")):
+                continue
             if count == limit:
                 break
+            count += 1
             if (token := verify(self._key, match[1].decode(), now)) is not None:
                 return token
         return None
 
     def is_role(self, address: str) -> bool:
-        """postmaster or abuse at our domain, or postmaster without any (RFC 5321 4.5.1)."""
+        """postmaster or abuse at a domain of ours, or postmaster without any (RFC 5321 4.5.1)."""
         local, at, domain = address.rpartition("@")
         if not at:
             return address.lower() == "postmaster"
-        return local.lower() in _ROLES and domain.lower() == self.domain
+        return local.lower() in _ROLES and self.ours(domain)
 
     def looks_issued(self, address: str) -> bool:
         """It has the form of an address of ours, whatever its signature says."""
         local, _, domain = address.rpartition("@")
-        return domain.lower() == self.domain and local[: len(LOCAL_PREFIX)].lower() == LOCAL_PREFIX
+        return local[: len(LOCAL_PREFIX)].lower() == LOCAL_PREFIX and self.ours(domain)

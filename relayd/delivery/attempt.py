@@ -211,6 +211,7 @@ class Attempts:
         message, rest = delivery.message, delivery.recipients
         step = line.plan.recipients if line.plan.return_path is None or not message.envelope.sender else 1
         signed: bytes | None = None
+        domain = ""
         behind: Behind | None = None
         reused = carrier.session is not None
         while rest:
@@ -221,7 +222,7 @@ class Attempts:
             session = carrier.session
             assert session is not None  # noqa: S101 - _open said so
             if signed is None:
-                signed = await self._signed(line, delivery)
+                signed, domain = await self._signed(line, delivery)
             part, budget = rest[:step], line.lane.budget
             if budget is not None:
                 part = part[: await budget.spend(message.id, len(part))]
@@ -229,7 +230,7 @@ class Attempts:
                     self._wait_for_budget(line, message, behind, started)
                     return
             try:
-                sent = await self._send(line, session, message, part, signed, started=started)
+                sent = await self._send(line, session, message, part, signed, from_domain=domain, started=started)
             except asyncio.CancelledError:
                 await self._cut_off(line, delivery, part, session, behind, started=started)
                 raise
@@ -262,26 +263,33 @@ class Attempts:
         else:
             line.end(message.id)
 
-    async def _signed(self, line: Line, delivery: Delivery) -> bytes:
-        """The content as it goes out by this line."""
+    async def _signed(self, line: Line, delivery: Delivery) -> tuple[bytes, str]:
+        """The content as it goes out by this line, and the domain of its From."""
         message, content = delivery.message, delivery.content
         if content is None:
             content = await self._store.content(message.id)
         outward, domain = line.plan.outward, message.from_domain
         if outward is not None:
             content, domain = outward.content(message, content)
-        return await self.plan.signing.signed(content, domain) if line.plan.sign else content
+        return await self.plan.signing.signed(content, domain) if line.plan.sign else content, domain
 
     @staticmethod
     async def _send(
-        line: Line, session: Session, message: Message, part: tuple[Waiting, ...], signed: bytes, *, started: Millis
+        line: Line,
+        session: Session,
+        message: Message,
+        part: tuple[Waiting, ...],
+        signed: bytes,
+        *,
+        from_domain: str,
+        started: Millis,
     ) -> Sent:
         """One transaction."""
         envelope, outward, verp = message.envelope, line.plan.outward, line.plan.return_path
         if outward is not None:
             envelope = replace(envelope, sender=outward.sender(message))
         if verp is not None and message.envelope.sender:
-            envelope = replace(envelope, sender=verp(message.id, part[0].n, started))
+            envelope = replace(envelope, sender=verp(message.id, part[0].n, started, from_domain))
         recipients = tuple([waiting.recipient for waiting in part])
         sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
         if sent.dsn and envelope.sender != message.envelope.sender:

@@ -56,8 +56,9 @@ class UpstreamPlan:
     on_uncertain: OnUncertain
     identity: object
     """Compares unequal when sessions opened under another plan must not be used any more."""
-    return_path: Callable[[MessageId, int, Millis], str] | None = None
-    """Makes the envelope sender of one recipient, for bounces to name it; None: the message's own sender goes out."""
+    return_path: Callable[[MessageId, int, Millis, str], str] | None = None
+    """Makes the envelope sender of one recipient, for bounces to name it, from the domain of From as it goes out, too;
+    None: the message's own sender goes out."""
     sign: bool = True
     outward: Outward | None = None
     """None: everything goes out under the name it came with."""

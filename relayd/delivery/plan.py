@@ -10,6 +10,7 @@ from collections.abc import Callable
 from relayd.config.models import Account, Config, ReturnPath, SMTPUpstream, Upstream
 from relayd.config.presets import Throttle
 from relayd.config.presets import find as find_preset
+from relayd.core.ids import MessageId
 from relayd.core.session import Connector
 from relayd.core.throttle import ThrottleAction, ThrottleRule, throttle_rule
 from relayd.core.token import ReturnPaths
@@ -116,16 +117,33 @@ def overflows_of(config: Config) -> dict[str, str]:
     }
 
 
+ReturnDomain = Callable[[str], str | None]
+"""Domain of From → the domain at which its return paths are issued; None: at `bounces.domain`. Asked for each mail."""
+
+
+def _no_domain(from_domain: str) -> None:
+    del from_domain
+
+
+def _verp(paths: ReturnPaths, return_domain: ReturnDomain) -> Callable[[MessageId, int, Millis, str], str]:
+    def make(message: MessageId, n: int, now: Millis, from_domain: str) -> str:
+        return paths.address(message, n, now, return_domain(from_domain))
+
+    return make
+
+
 def build_plan(
     config: Config,
     clock: Callable[[], Millis],
     return_paths: ReturnPaths | None = None,
     tokens: TokenKeeper | None = None,
+    return_domain: ReturnDomain = _no_domain,
 ) -> Plan:
-    """Raises DKIMKeyError for keys that cannot be used. `return_paths` is what `return_path: verp` needs, `tokens` what
-    `oauth` needs.
+    """Raises DKIMKeyError for keys that cannot be used. `return_paths` and `return_domain` are what `return_path: verp`
+    needs, `tokens` what `oauth` needs.
     """
     contexts, books, shares = ClientContexts(), books_of(config), shares_of(config)
+    verp = None if return_paths is None else _verp(return_paths, return_domain)
 
     def connector(lane: str, upstream: Upstream) -> Connector:
         if not isinstance(upstream, SMTPUpstream):
@@ -140,9 +158,7 @@ def build_plan(
             recipients=upstream.limits.recipients_per_message,
             on_uncertain=upstream.on_uncertain,
             identity=(upstream, config.hostname),
-            return_path=(
-                return_paths.address if return_paths is not None and upstream.return_path is ReturnPath.VERP else None
-            ),
+            return_path=verp if upstream.return_path is ReturnPath.VERP else None,
             outward=_outward(books.get(name), upstream, account),
             storm=_storm(upstream),
             rules=rules_of(name, upstream, config),

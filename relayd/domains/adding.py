@@ -128,7 +128,8 @@ async def remove(name: str, store: DomainStore, clock: Callable[[], Millis]) -> 
         accounts = [a.id for a in editor.everything().accounts if a.address.rpartition("@")[2] == domain.name]
         if accounts:
             raise DomainError(f"sender accounts are on {shown(domain.name)}: remove {', '.join(accounts)} first")
-        editor.remove_domain(domain.name)
-        editor.tell(DomainEvent(domain.name, clock(), "domain.removed"))
+        now = clock()
+        editor.remove_domain(domain.name, now)
+        editor.tell(DomainEvent(domain.name, now, "domain.removed"))
 
     await store.change(work)

@@ -1,4 +1,5 @@
-"""What a worker knows of all domains: who may send, which keys sign, which addresses accounts have, where links lead.
+"""What a worker knows of all domains: who may send, which keys sign, which addresses accounts have, where bounces come
+back, where links lead.
 
 Kept current by looking at state.db once a second; commands and other workers write there. Checking is duty.py's.
 """
@@ -17,8 +18,9 @@ from relayd.core.units import Millis
 from relayd.domains.changes import nearest
 from relayd.domains.keys import KeyLockedError, PrivateKey, Vault, opened
 from relayd.domains.tracking import host_for, ready_hosts
-from relayd.spool.domains import DomainKey, DomainState, DomainStore, Everything, KeyState
+from relayd.spool.domains import DomainKey, DomainState, DomainStore, Everything, KeyState, SenderDomain
 
+_ALWAYS: Millis = 1 << 63
 _ALARMS = {"domain.degraded", "domain.stopped", "tracking.expired", "tracking.degraded", "certificate.failed"}
 
 
@@ -45,6 +47,10 @@ class DomainBook:
         self._opened: dict[tuple[str, str, bytes], PrivateKey] = {}
         self._states: dict[str, DomainState] = {}
         self._accounts: dict[str, str] = {}
+        self._returns: dict[str, str] = {}
+        """Sender domain → domain of its return paths, where its records were seen."""
+        self._taken: dict[str, Millis] = {}
+        """Domain of return paths → until when they are taken back."""
         self._required = False
         self._hosts: Mapping[str, Sequence[str]] = {}
         self._default_host = ""
@@ -86,6 +92,10 @@ class DomainBook:
         everything, config = self.everything, self._config
         self._states = {domain.name: domain.state for domain in everything.domains}
         self._accounts = {account.id: account.address.lower() for account in everything.accounts}
+        self._returns = {domain.name: domain.return_path for domain in everything.domains if returns(domain)}
+        verify_for = round(config.bounces.verify_for * 1000)
+        self._taken = {name: removed_at + verify_for for name, removed_at in everything.former_return_paths}
+        self._taken |= {domain.return_path: _ALWAYS for domain in everything.domains if domain.return_path}
         wanted = config.require_verified_domain
         self._required = bool(self._states) if wanted is None else wanted
         self._hosts = ready_hosts(everything.tracking)
@@ -119,9 +129,7 @@ class DomainBook:
         """Mail From this domain (A-labels, lower case; "" for none) is to be refused."""
         if not self._required:
             return False
-        state = self._states.get(from_domain)
-        if state is None:
-            state = self._states.get(nearest(from_domain, self._states.get))
+        state = self._states.get(nearest(from_domain, self._states.get))
         return state is None or not state.vouched
 
     def may_use(self, sender: str, accounts: Sequence[str]) -> bool:
@@ -131,6 +139,16 @@ class DomainBook:
         local = sender.rpartition("@")[0].lower()
         wanted = f"{local}@{domain_of(sender)}"
         return any(self._accounts.get(account) == wanted for account in accounts)
+
+    def return_domain(self, from_domain: str) -> str | None:
+        """The domain at which return paths for mail From this domain are issued; None where it has none of its own."""
+        if not self._returns:
+            return None
+        return self._returns.get(nearest(from_domain, self._states.get))
+
+    def takes_returns(self, domain: str, now: Millis) -> bool:
+        """Return paths at this domain (lower case) are, or may have been, issued."""
+        return now < self._taken.get(domain, 0)
 
     def tracking_host(self, from_domain: str) -> str:
         """The host for links in mail From this domain; "" where none is configured."""
@@ -145,6 +163,11 @@ class DomainBook:
     def states(self) -> Mapping[str, str]:
         """Domain → state."""
         return {name: state.value for name, state in self._states.items()}
+
+
+def returns(domain: SenderDomain) -> bool:
+    """Mail of this domain leaves with its custom return path: the records of it have been seen."""
+    return bool(domain.return_path) and domain.return_path_seen_at is not None and domain.state != DomainState.STOPPED
 
 
 def signs(key: DomainKey, state: DomainState | None) -> bool:

@@ -13,6 +13,7 @@ from relayd.spool.domains import DomainEvent, DomainKey, DomainState, KeyState, 
 
 _BAD = {Verdict.MISSING, Verdict.WRONG}
 _KEY_RECORDS = {Purpose.DKIM, Purpose.DKIM_DELEGATION, Purpose.DKIM_ZONE}
+_RETURN_RECORDS = {Purpose.RETURN_PATH, Purpose.RETURN_PATH_SPF}
 _LEAST = 60_000
 """Shortest wait (ms) while something is amiss, unless `recheck` is shorter still."""
 
@@ -73,6 +74,7 @@ def after_check(
     changed = replace(
         domain,
         state=state,
+        return_path_seen_at=_return_path(domain, findings, draft),
         verified_at=now if state is DomainState.VERIFIED and domain.verified_at is None else domain.verified_at,
         degraded_at=degraded_at,
         checked_at=now,
@@ -140,6 +142,20 @@ def _retire(domain: SenderDomain, key: DomainKey, draft: _Draft) -> None:
         draft.gone.append(key.selector)
         text = f"the record {key.selector}._domainkey.{key.domain} may be removed"
     draft.tell("key.retired", selector=key.selector, text=text)
+
+
+def _return_path(domain: SenderDomain, findings: Sequence[Finding], draft: _Draft) -> Millis | None:
+    """Since when mail may leave with the custom return path; None: it may not, for bounces would be lost."""
+    seen = domain.return_path_seen_at
+    records = [f for f in findings if f.expected.purpose in _RETURN_RECORDS and f.expected.host == domain.return_path]
+    if not records or any(finding.verdict in _BAD for finding in records):
+        if seen is not None:
+            draft.tell("return-path.gone", return_path=domain.return_path)
+        return None
+    if seen is None and all(finding.verdict is Verdict.VERIFIED for finding in records):
+        draft.tell("return-path.seen", return_path=domain.return_path)
+        return draft.now
+    return seen
 
 
 def key_seen(key: DomainKey, findings: Sequence[Finding]) -> bool:

@@ -45,6 +45,18 @@ DEMANDS = {
         (("TXT", "<date>pm._domainkey", "k=rsa; p=<key>"), ("CNAME", "pm-bounces", "pm.mtasv.net")),
     ),
     "mailjet": Demand((("TXT", "mailjet._domainkey", "k=rsa; p=<key>"),), ("include:spf.mailjet.com",)),
+    # https://mailchimp.com/developer/release-notes/new-sending-domain-authentication-requirements
+    "mandrill": Demand(tuple(("CNAME", f"mte{n}._domainkey", f"dkim{n}.mandrillapp.com") for n in (1, 2))),
+    # https://github.com/Domain-Connect/Templates/blob/master/resend.com.mail.json
+    "resend": Demand(
+        (
+            ("TXT", "resend._domainkey", "p=<key>"),
+            ("MX", "send", "10 feedback-smtp.<region>.amazonses.com"),
+            ("TXT", "send", "v=spf1 include:amazonses.com ~all"),
+        ),
+    ),
+    # https://developers.sparkpost.com/api/sending-domains
+    "sparkpost": Demand((("TXT", "<selector>._domainkey", "v=DKIM1; k=rsa; h=sha256; p=<key>"),)),
     # https://smtps.jp/docs/userguide/auth/spf
     "customers-mail-cloud": Demand(spf=("include:spf.SUBDOMAIN.smtps.jp",)),
 }

@@ -35,7 +35,7 @@ def record_json(finding: Finding, lang: str = "en") -> dict[str, Any]:
         "message": texts.message(finding, lang) or None,
         "found": list(finding.found),
         "wait": finding.wait,
-        "notes": list(finding.notes),
+        "notes": texts.remarks(finding, lang),
         "note": texts.note(finding, lang) or None,
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from relayd.domains.records import Cause, Finding, Purpose, Verdict
 
 LANGUAGES = ("en", "ja")
@@ -157,12 +159,68 @@ NOTES = {
     "rewrite the record of step 1": "手順1のレコードを書き換えてください",
 }
 """Remarks beside expected records, in Japanese; in English they are as expected.py and its like write them."""
+REMARKS = {
+    re.compile(pattern): text
+    for pattern, text in {
+        # spf.py
+        r"the record takes (\d+) DNS look-ups, (\d+) are allowed .*": (
+            r"DNS参照が\1回必要です。上限は\2回です(RFC 7208 4.6.4)"
+        ),
+        r"(\d+) of its look-ups find nothing, (\d+) are allowed .*": (
+            r"\1回のDNS参照に応答がありません。上限は\2回です(RFC 7208 4.6.4)"
+        ),
+        r"(\S+) leads in a circle": r"\1 の参照が循環しています",
+        r"(\S+): (\S+) has no SPF record": r"\1: \2 にSPFレコードがありません",
+        r"(\S+): (\S+) has more than one SPF record": r"\1: \2 にSPFレコードが複数あります",
+        # verify.py
+        r"the SPF record that is there now could not be read: .*": (
+            "現在のSPFレコードを取得できませんでした。既存の内容にこの値を統合してください"
+        ),
+        # dmarc.py
+        r"DKIM signs as (\S+), which is not aligned with (\S+)": r"DKIM署名のドメイン \1 が \2 と一致しません",
+        r"the return path (\S+) is not aligned with (\S+): aspf=s .*": (
+            r"Return-Pathのドメイン \1 が \2 と一致しません。aspf=s では完全一致が必要です"
+        ),
+        r"the return path (\S+) is not aligned with (\S+): .*": (
+            r"Return-Pathのドメイン \1 が \2 と一致しません(組織ドメインが異なります)"
+        ),
+        r"From, DKIM and return path \((\S+)\) are aligned: (\S+)": (
+            r"From、DKIM、Return-Path(\1)のドメインは一致しています: \2"
+        ),
+        # match.py
+        r"t=y: .*": "t=y のため、受信側ではテスト用の鍵として扱われます",
+        r"\+all .*": "+all のため、誰でもこのドメインとして送信できます",
+        # judge.py
+        r"(\S+) did not answer": r"\1 から応答がありません",
+        r"(\S+) is named for the zone but does not serve it": r"\1 は委任先ですが、ゾーンを持っていません",
+        r"(\S+) answered SERVFAIL": r"\1 が応答エラー(SERVFAIL)を返しました",
+        r"(\S+) gave no usable answer": r"\1 の応答を読み取れません",
+        r"(\S+) finds its DNSSEC signatures broken": r"\1 でDNSSECの検証に失敗しました",
+        r"resolvers may still have it in their caches, for (\d+) seconds at most": (
+            r"リゾルバーのキャッシュには残っている可能性があります(最長\1秒)"
+        ),
+        r"inherited from (\S+)": r"\1 の設定が適用されます",
+    }.items()
+}
+"""Remarks beside verdicts, in Japanese, by their form in English."""
 
 
 def note(finding: Finding, lang: str = "en") -> str:
     """The remark beside an expected record; "" for none."""
     text = finding.expected.note
     return NOTES.get(text, text) if lang == "ja" else text
+
+
+def remarks(finding: Finding, lang: str = "en") -> list[str]:
+    """The remarks beside a verdict."""
+    return [_translated(text) if lang == "ja" else text for text in finding.notes]
+
+
+def _translated(text: str) -> str:
+    for pattern, form in REMARKS.items():
+        if found := pattern.fullmatch(text):
+            return found.expand(form)
+    return text
 
 
 def pick(pair: tuple[str, str], lang: str) -> str:

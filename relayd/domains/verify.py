@@ -18,7 +18,7 @@ from relayd.spool.domains import DomainKey, SenderDomain
 
 _ROUNDS = 12
 """How deep an SPF record's includes are followed."""
-_UNREAD = "the SPF record that is there now could not be read: merge this into it by hand"
+UNREAD = "the SPF record that is there now could not be read: merge this into it by hand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ async def _with_advice(finding: Finding, domain: SenderDomain, lookup: Lookup, *
             name, value = finding.expected.host, finding.expected.value
             notes = (await spf_cost(name, value, lookup)).warnings
             if not certain and finding.expected.purpose is Purpose.SPF:
-                notes.append(_UNREAD)
+                notes.append(UNREAD)
         case Purpose.DMARC:
             policy = dmarc.read(finding.found[0]) if finding.verdict is Verdict.VERIFIED and finding.found else None
             back = domain.return_path or domain.name

@@ -66,6 +66,8 @@ class SenderDomain:
     """The preset of the upstream, where there is one (relayd/domains/providers.py)."""
     return_path: str = ""
     """Domain of the custom return path; "" for none."""
+    return_path_seen_at: Millis | None = None
+    """When all its records were first seen; None while one is known to be absent."""
     delegate: bool = False
     """DKIM by CNAMEs to `zone`, as it was when the domain was added."""
     zone: str = ""
@@ -168,6 +170,8 @@ class Everything:
     tracking: tuple[TrackingDomain, ...] = ()
     accounts: tuple[SenderAccount, ...] = ()
     certificates: tuple[Certificate, ...] = ()
+    former_return_paths: tuple[tuple[str, Millis], ...] = ()
+    """Of domains that were removed, and when: mail that left with them may still come back."""
 
 
 class Editor:
@@ -195,6 +199,7 @@ class Editor:
                 for row in db.execute("SELECT id, address, added_at FROM sender_account ORDER BY id")
             ),
             certificates.read_certificates(db),
+            tuple(db.execute("SELECT domain, removed_at FROM former_return_path ORDER BY domain")),
         )
 
     def domain(self, name: str) -> SenderDomain | None:
@@ -206,8 +211,11 @@ class Editor:
         """Write one, new or changed."""
         self._db.execute("REPLACE INTO domain VALUES (?, ?)", (domain.name, _written(domain)))
 
-    def remove_domain(self, name: str) -> None:
-        """Forget it, its keys too; the history stays."""
+    def remove_domain(self, name: str, now: Millis) -> None:
+        """Forget it, its keys too; the history stays, and the name of its return path."""
+        domain = self.domain(name)
+        if domain is not None and domain.return_path:
+            self._db.execute("REPLACE INTO former_return_path VALUES (?, ?)", (domain.return_path, now))
         self._db.execute("DELETE FROM domain WHERE name = ?", (name,))
         self._db.execute("DELETE FROM domain_key WHERE domain = ?", (name,))
 

@@ -107,6 +107,10 @@ _SCHEMA = (
     CREATE TABLE ca_account (directory TEXT PRIMARY KEY, facts TEXT NOT NULL, private BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE challenge (token TEXT PRIMARY KEY, answer TEXT NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID
     """,
+    # return paths of sender domains that were removed: what left with them may still come back (domains.py)
+    """
+    CREATE TABLE former_return_path (domain TEXT PRIMARY KEY, removed_at INTEGER NOT NULL) WITHOUT ROWID
+    """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
 

@@ -91,6 +91,24 @@ def test_our_address_is_found_in_the_octets_of_a_mail() -> None:
     assert paths.find(mail, NOW + 41 * DAY) is None
 
 
+def test_what_was_issued_at_one_domain_of_ours_is_good_at_all() -> None:
+    others = {"bounce.example.jp"}
+    paths = ReturnPaths("bounce.example.com", b"a secret", 40 * DAY, others.__contains__)
+    address = paths.address(1234, 7, NOW, "bounce.example.jp")
+    local, _, domain = address.partition("@")
+    assert domain == "bounce.example.jp"
+    for each in (address, address.upper(), f"{local}@bounce.example.com"):
+        assert paths.read(each, NOW) == Token(1234, 7)
+        assert paths.find(f"It was sent by {each}.".encode(), NOW) == Token(1234, 7)
+    assert paths.is_role("postmaster@Bounce.example.jp")
+    assert paths.looks_issued("b+forged@bounce.example.jp")
+    others.clear()
+    assert paths.read(address, NOW) is None
+    assert not paths.looks_issued(address) and not paths.is_role("postmaster@bounce.example.jp")
+    assert paths.find(f"To: {address}\r\n".encode() * 30 + f"{local}@bounce.example.com".encode(), NOW) is not None
+    assert paths.find(f"To: {address}\r\n".encode() * 1000 + f"{local}@bounce.example.com".encode(), NOW) is None
+
+
 def test_roles_are_those_of_the_domain() -> None:
     paths = ReturnPaths("bounce.example.com", b"a secret", 40 * DAY)
     assert paths.is_role("Postmaster")

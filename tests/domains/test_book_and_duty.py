@@ -16,7 +16,7 @@ import pytest_asyncio
 from relayd.config.models import Config, DKIMKey
 from relayd.core.mail import Body, Envelope, Recipient
 from relayd.delivery.dkim import Signer, load_keys, stored_key
-from relayd.domains.adding import Wish, add
+from relayd.domains.adding import Wish, add, remove
 from relayd.domains.book import DomainBook
 from relayd.domains.duty import LEASE, DomainDuty
 from relayd.domains.expected import key_value
@@ -190,6 +190,33 @@ async def test_who_may_send(store: DomainStore, config: Config, clock: Clock, re
         assert book.unvouched("other.jp") is refused
         assert book.unvouched("co.jp") is refused
         assert book.unvouched("") is refused
+
+
+async def test_where_bounces_come_back(store: DomainStore, config: Config, clock: Clock) -> None:
+    book = await book_of(store, config)
+    back, other = f"bounce.{DOMAIN}", f"news.{DOMAIN}"
+    assert (book.return_domain(DOMAIN), book.takes_returns(back, clock())) == (None, False)
+    await add(Wish(DOMAIN, return_path=back), config, store, VAULT, clock)
+    await added(store, config, clock, other)
+    await book.poll()
+    assert (book.return_domain(DOMAIN), book.takes_returns(back, clock())) == (None, True)
+
+    def work(editor: Editor) -> None:
+        domain = editor.domain(DOMAIN)
+        assert domain is not None
+        editor.put_domain(replace(domain, state=DomainState.VERIFIED, return_path_seen_at=clock()))
+
+    await store.change(work)
+    await book.poll()
+    domains = (DOMAIN, f"a.b.{DOMAIN}", other, f"a.{other}", "other.jp", "co.jp", "")
+    assert [book.return_domain(name) for name in domains] == [back, back, None, None, None, None, None]
+    assert not any(book.takes_returns(name, clock()) for name in (*domains, f"a.{back}"))
+    await remove(DOMAIN, store, clock)
+    await book.poll()
+    clock.advance(config.bounces.verify_for - 1)
+    assert (book.return_domain(DOMAIN), book.takes_returns(back, clock())) == (None, True)
+    clock.advance(1)
+    assert not book.takes_returns(back, clock())
 
 
 def intake_of(config: Config, state: StateDB, clock: Clock, book: DomainBook, directory: Path) -> Intake:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relayd.domains.book import signs
+from relayd.domains.book import returns, signs
 from relayd.domains.changes import first_keys, next_keys
 from relayd.domains.expected import Ours, of_domain
 from relayd.domains.keys import Vault
@@ -220,3 +220,29 @@ _LIVES = {
     False: Life(),
     True: Life(SenderDomain("example.jp", delegate=True, zone="keys.relay.test")),
 }
+
+
+def test_the_return_path_is_used_while_its_records_are_there() -> None:
+    life = Life(SenderDomain("example.jp", return_path="bounce.example.jp"))
+    assert life.check({Purpose.RETURN_PATH_SPF: V.PROPAGATING}) == ["key.seen", "key.seen"]
+    assert not returns(life.domain)
+    assert "return-path.seen" in life.check()
+    since = life.domain.return_path_seen_at
+    assert since == life.clock() and returns(life.domain)
+    life.clock.advance(60)
+    for verdict in (V.UNKNOWN, V.PROPAGATING, V.VERIFIED):
+        assert life.check({Purpose.RETURN_PATH: verdict}) == []
+        assert life.domain.return_path_seen_at == since
+    # another record has gone: bounces still come back
+    assert life.check({Purpose.DMARC: V.MISSING}) == ["domain.degraded"]
+    assert returns(life.domain)
+    assert not returns(replace(life.domain, state=DomainState.STOPPED))
+    assert life.check({Purpose.RETURN_PATH: V.WRONG, Purpose.RETURN_PATH_SPF: V.UNKNOWN}) == ["return-path.gone"]
+    assert not returns(life.domain)
+    assert life.check({Purpose.RETURN_PATH_SPF: V.MISSING}) == []
+    assert sorted(life.check()) == ["domain.recovered", "return-path.seen"]
+    assert life.domain.return_path_seen_at == life.clock()
+    # what was found out about another domain says nothing
+    findings = [Finding(each, V.VERIFIED, Cause.NONE) for each in life.expected()]
+    other = replace(life.domain, return_path="other.example.jp", return_path_seen_at=None)
+    assert after_check(other, life.keys, findings, POLICY, now=life.clock()).domain.return_path_seen_at is None

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from relayd.domains import expected, providers, texts, tracking
+from relayd.domains import dmarc as dmarc_records
+from relayd.domains import expected, providers, texts, tracking, verify
+from relayd.domains import spf as spf_records
 from relayd.domains.expected import Ours
 from relayd.domains.records import Cause, Expected, Finding, Purpose, Status, Verdict
 from relayd.domains.resolve import Lookup
@@ -296,6 +298,7 @@ async def test_verdict_cause_and_message(world: World, number: int, case: Case) 
         assert said
         assert texts.message(finding, "ja") != said
         assert "{" not in said + texts.message(finding, "ja")
+    assert all(japanese(text) for text in texts.remarks(finding, "ja")), finding.notes
 
 
 async def test_a_dead_server_costs_its_time_out_once(world: World) -> None:
@@ -312,6 +315,36 @@ async def test_a_dead_server_costs_its_time_out_once(world: World) -> None:
 def test_there_are_enough_situations_and_every_cause_has_one() -> None:
     assert len(CASES) >= 60
     assert {case.cause for case in CASES} | {Cause.ERROR} == set(Cause)
+
+
+def japanese(text: str) -> bool:
+    return any("ぁ" <= letter <= "鿿" for letter in text)
+
+
+def test_remarks_about_spf_and_alignment_have_their_japanese() -> None:
+    answers = {
+        ("a.test", "TXT"): ["v=spf1 include:a.test -all"],
+        ("b.test", "TXT"): [],
+        ("c.test", "TXT"): ["v=spf1"] * 2,
+    }
+    record = "v=spf1 include:a.test include:b.test include:c.test " + "exists:x.test " * 9
+    notes = list(spf_records.cost("example.jp", record, answers | {("x.test", "A"): []}).warnings)
+    assert len(notes) == 5
+    strict = dmarc_records.read("v=DMARC1; p=none; aspf=s")
+    for domain, back, policy in (
+        ("example.jp", "bounce.example.jp", None),
+        ("other.jp", "bounce.example.jp", strict),
+        ("example.jp", "other.jp", None),
+    ):
+        notes += dmarc_records.align("example.jp", domain, back, policy).notes
+    assert len(notes) == 9
+    notes.append(verify.UNREAD)
+    finding = Finding(dkim("example.jp"), V, notes=tuple(notes))
+    assert texts.remarks(finding) == notes
+    shown = texts.remarks(finding, "ja")
+    assert all(japanese(text) for text in shown), shown
+    assert "DNS参照が13回必要です。上限は10回です(RFC 7208 4.6.4)" in shown
+    assert "From、DKIM、Return-Path(bounce.example.jp)のドメインは一致しています: example.jp" in shown
 
 
 def test_every_remark_of_ours_has_its_japanese() -> None:

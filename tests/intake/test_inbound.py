@@ -62,6 +62,22 @@ async def test_anyone_may_send_to_what_we_issued(house: House, paths: ReturnPath
     assert code(house.intake.rcpt(session, envelope, Recipient(path), 0)) == "550 5.1.1"
 
 
+async def test_other_domains_of_ours_are_as_good(house: House) -> None:
+    others = {"bounce.example.jp"}
+    paths = ReturnPaths("bounce.example", b"a secret", 86_400_000, others.__contains__)
+    house.intake.apply(house.config, paths)
+    session = at_mx(house, peer="203.0.113.9")
+    path = paths.address(1234, 0, house.clock(), "bounce.example.jp")
+    ours = (path, path.replace("@bounce.example.jp", "@bounce.example"), "abuse@bounce.example.jp")
+    for address in ours:
+        assert house.intake.rcpt(session, Envelope(""), Recipient(address), 0) is None, address
+    for address in ("info@bounce.example.jp", "b+x@bounce.example.jp", "postmaster@example.jp", path + ".evil.example"):
+        assert code(house.intake.rcpt(session, Envelope(""), Recipient(address), 0)) == "550 5.1.1", address
+    others.clear()
+    for address in (path, "abuse@bounce.example.jp"):
+        assert code(house.intake.rcpt(session, Envelope(""), Recipient(address), 0)) == "550 5.1.1", address
+
+
 async def test_what_came_back_is_kept_as_it_came(house: House, paths: ReturnPaths) -> None:
     session = at_mx(house, peer="203.0.113.9", helo="mx.example.org")
     path = paths.address(1234, 0, house.clock())

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from relayd.domains import dmarc
 from tests.support import bind, opendkim
 from tests.support.bind import Bind
-from tests.support.daemon import Daemon
+from tests.support.bounces import report
+from tests.support.daemon import Daemon, local
 
 DOMAIN = "example.jp"
+BACK = f"bounce.{DOMAIN}"
+SHARED = "returns.relay.test"
 ZONES = (DOMAIN, "xn--r8jz45g.jp", "relay.test")
 
 
@@ -32,6 +36,9 @@ def config(dns: Bind) -> dict[str, Any]:
     return {
         "workers": 2,
         "web": {"bind": ["127.0.0.1:0"]},
+        "listeners": [local(), {"name": "mx", "role": "inbound", "bind": ["127.0.0.1:0"], "tls": "none"}],
+        "upstreams": {"sandbox": {"type": "sandbox", "return_path": "verp"}},
+        "bounces": {"notify": "none", "domain": SHARED},
         "domains": {
             "recheck": "500ms",
             "grace": "1h",
@@ -46,13 +53,13 @@ def config(dns: Bind) -> dict[str, Any]:
     }
 
 
-def submit(daemon: Daemon, domain: str = DOMAIN) -> tuple[int, str]:
+def submit(daemon: Daemon, domain: str = DOMAIN, recipient: str = "a@example.org") -> tuple[int, str]:
     """One mail From this domain; code and text of the last reply."""
-    content = f"From: shop@{domain}\r\nTo: a@example.org\r\nSubject: {uuid.uuid4()}\r\n\r\nHello.\r\n"
+    content = f"From: shop@{domain}\r\nTo: {recipient}\r\nSubject: {uuid.uuid4()}\r\n\r\nHello.\r\n"
     with smtplib.SMTP("127.0.0.1", daemon.port, timeout=60) as client:
         client.ehlo("app.test")
         client.mail(f"shop@{domain}")
-        client.rcpt("a@example.org")
+        client.rcpt(recipient)
         code, text = client.data(content)
     return code, text.decode()
 
@@ -125,6 +132,61 @@ async def last_mail(daemon: Daemon) -> str:
     return (await daemon.cli("sandbox", "show", str(newest["number"]), "--content")).out
 
 
+async def return_path(daemon: Daemon, recipient: str, domain: str = DOMAIN) -> str:
+    """The envelope sender with which a new mail to somebody leaves."""
+    assert (await asyncio.to_thread(submit, daemon, domain, recipient))[0] == 250
+    await daemon.wait_for_event("delivered", recipient=recipient)
+    newest = (await daemon.cli("sandbox", "list", "-n", "30", "--json")).json
+    return next(str(each["sender"]) for each in newest if recipient in each["recipients"])
+
+
+def come_back(daemon: Daemon, *recipients: str) -> list[int]:
+    """A bounce from somewhere in the world, to each of these; the code of each RCPT."""
+    with smtplib.SMTP("127.0.0.1", daemon.port_of("mx"), timeout=60) as client:
+        client.ehlo("mx.example.org")
+        client.mail("")
+        codes = [client.rcpt(recipient)[0] for recipient in recipients]
+        if 250 in codes:
+            assert client.data(report("somebody@example.net", to=recipients[0]))[0] == 250
+    return codes
+
+
+async def check_return_paths(daemon: Daemon, dns: Bind) -> None:
+    """Once its records are seen, mail of a domain leaves with its own return path, and bounces to it are understood."""
+    assert dns.ask(BACK, "MX") == ["10 relay.test."]
+    (spf,) = dns.ask(BACK, "TXT")
+    assert "ip4:192.0.2.1" in spf
+    paths = [await return_path(daemon, f"{n}@example.org", domain) for n, domain in enumerate((DOMAIN, f"a.{DOMAIN}"))]
+    assert [path.partition("@")[2] for path in paths] == [BACK, BACK]
+    assert dmarc.aligned(DOMAIN, BACK, strict=False)
+    forged = paths[0].replace("b+", "b+a")
+    strangers = (forged, f"info@{BACK}", f"postmaster@{DOMAIN}", "a@example.org")
+    assert await asyncio.to_thread(come_back, daemon, *strangers) == [550] * len(strangers)
+    # at its own domain, and at the one that all share; either worker may get it
+    assert await asyncio.to_thread(come_back, daemon, paths[0]) == [250]
+    assert await asyncio.to_thread(come_back, daemon, paths[1].replace(BACK, SHARED), f"abuse@{BACK}") == [250, 250]
+    for n in (0, 1):
+        event = await daemon.wait_for_event("bounced", recipient=f"{n}@example.org")
+        assert [each["state"] for each in (await daemon.message(event["id"]))["recipients"]] == ["bounced"]
+
+
+async def check_without(daemon: Daemon, dns: Bind) -> None:
+    """Where the records go, bounces come by the shared domain; what is under way still comes by the old one."""
+    path = await return_path(daemon, "late@example.org")
+    dns.delete(DOMAIN, BACK, "MX")
+    await daemon.wait_for_log("return-path.gone", domain=DOMAIN)
+    numbers = iter(range(1000))
+
+    async def turned() -> bool:
+        found = await return_path(daemon, f"new{next(numbers)}@example.org")
+        return found.endswith(f"@{SHARED}")
+
+    await daemon.until(turned, "return paths at the shared domain")
+    await ok(daemon, "domain", "remove", DOMAIN, "--yes")
+    assert await asyncio.to_thread(come_back, daemon, path) == [250]
+    await daemon.wait_for_event("bounced", recipient="late@example.org")
+
+
 async def signed(daemon: Daemon, count: int) -> list[frozenset[str]]:
     """The selectors of the newest mails."""
     newest = (await daemon.cli("sandbox", "list", "-n", str(count), "--json")).json
@@ -149,8 +211,9 @@ async def metric(daemon: Daemon, state: str) -> bool:
 
 async def test_the_life_of_a_domain(tmp_path: Path, dns: Bind) -> None:
     async with Daemon(tmp_path, config(dns)) as daemon:
-        assert submit(daemon)[0] == 250  # as long as no domain is known, all may send
-        added = await ok(daemon, "domain", "add", DOMAIN, "--return-path", f"bounce.{DOMAIN}", "--lang", "ja")
+        path = await return_path(daemon, "first@example.org")  # as long as no domain is known, all may send
+        assert path.endswith(f"@{SHARED}")
+        added = await ok(daemon, "domain", "add", DOMAIN, "--return-path", BACK, "--lang", "ja")
         assert "未設定" in added
         await answered(daemon, 550)
         _, text = submit(daemon)
@@ -165,6 +228,7 @@ async def test_the_life_of_a_domain(tmp_path: Path, dns: Bind) -> None:
         await answered(daemon, 250)
         assert submit(daemon, "example.org")[0] == 550
         assert submit(daemon, f"news.{DOMAIN}")[0] == 250  # its parent vouches
+        await check_return_paths(daemon, dns)
 
         async with Shop(daemon) as shop:
             await shop.some()
@@ -207,6 +271,7 @@ async def test_the_life_of_a_domain(tmp_path: Path, dns: Bind) -> None:
             assert await judged(daemon, dns) == second
             assert shop.refused == []
         assert (await daemon.cli("domain", "show", DOMAIN, "--json")).json["state"] == "verified"
+        await check_without(daemon, dns)
         assert daemon.audit().clean
 
 

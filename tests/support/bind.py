@@ -117,6 +117,11 @@ class Bind:
         update.delete(f"{host}.", kind)
         self._send(update)
 
+    def ask(self, host: str, kind: str) -> list[str]:
+        """The records of a name and type, as in a zone file."""
+        answer = dns.query.tcp(dns.message.make_query(f"{host}.", kind), ADDRESSES[0], _PATIENCE, self.port)
+        return [record.to_text() for records in answer.answer for record in records]
+
     def _send(self, update: dns.update.UpdateMessage) -> None:
         response = dns.query.tcp(update, ADDRESSES[0], _PATIENCE, self.port)
         assert response.rcode() == dns.rcode.NOERROR, response

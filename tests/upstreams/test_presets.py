@@ -10,6 +10,7 @@ from relayd.config.load import examine
 from relayd.config.models import Per, SMTPUpstream
 from relayd.config.preset_pages import reference
 from relayd.config.presets import PRESETS, find
+from relayd.domains.providers import provider_of, records_of
 
 ROOT = Path(__file__).parents[2]
 TABLE = {
@@ -49,6 +50,12 @@ def test_every_limit_and_throttle_has_a_source() -> None:
         assert preset.setup, preset.name
         assert not preset.limits or preset.figures, preset.name
         assert all(throttle.source and throttle.seconds > 0 for throttle in preset.throttles)
+
+
+def test_what_a_preset_says_of_records_is_shown() -> None:
+    for preset in PRESETS.values():
+        promised = any("shows the records that are asked for" in step for step in preset.setup)
+        assert not promised or records_of(provider_of(preset.host), "example.jp"), preset.name
 
 
 @pytest.mark.parametrize(("name", "host"), [(name, host) for name, (host, _) in TABLE.items() if host.islower()])
