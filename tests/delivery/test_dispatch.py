@@ -12,7 +12,9 @@ import pytest
 
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Act, OnUncertain, Outcome, State
+from relayd.core.mail import Message
 from relayd.core.session import Outgoing
+from relayd.core.units import Millis
 from relayd.delivery import crew, rerouting, writing
 from relayd.delivery.attempt import BEHIND
 from relayd.spool.filter import QueueFilter
@@ -63,6 +65,30 @@ async def test_mail_is_sent_once_and_settled(world: World) -> None:
     await world.settled(*mails)
     assert set(world.upstreams["acme"].accepted.values()) == {1}
     assert world.upstreams["acme"].most_open <= 4
+
+
+class Renamed:
+    """From becomes an address of another domain on the way out."""
+
+    def sender(self, message: Message) -> str:
+        return message.envelope.sender
+
+    def content(self, message: Message, content: bytes) -> tuple[bytes, str]:
+        return content, "team.example"
+
+
+@pytest.mark.parametrize(("outward", "domain"), [(None, "example.com"), (Renamed(), "team.example")])
+async def test_return_paths_go_by_the_from_that_leaves(world: World, outward: Renamed | None, domain: str) -> None:
+    def path(message: MessageId, n: int, now: Millis, from_domain: str) -> str:
+        return f"{format_id(message)}-{n}@bounce.{from_domain}"
+
+    world.settings["acme"] = {"return_path": path, "outward": outward}
+    await world.open(world.plan("acme"))
+    mail = await world.accept("a@example.org", "b@example.org")
+    null = await world.accept("c@example.org", sender="")
+    await world.settled(mail, null)
+    senders = sorted(sent.envelope.sender for sent in world.upstreams["acme"].transactions)
+    assert senders == ["", f"{format_id(mail)}-0@bounce.{domain}", f"{format_id(mail)}-1@bounce.{domain}"]
 
 
 async def test_a_backlog_is_carried_by_all_connections(world: World) -> None:

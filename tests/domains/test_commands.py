@@ -81,12 +81,14 @@ def test_from_adding_to_verified(operator: Operator, zone: Zone) -> None:
     operator.publish(zone)
     verified = operator.ok("domain", "verify", DOMAIN, "--lang", "ja")
     assert "設定完了" in verified.out
-    assert f"return path (bounce.{DOMAIN}) are aligned: {DOMAIN}" in verified.out
+    assert f"Return-Path(bounce.{DOMAIN})のドメインは一致しています: {DOMAIN}" in verified.out
     assert "値は配信事業者の管理画面で" in verified.out
     assert "確認済み" in verified.out
     assert operator.ok("domain", "list", "--json").json[0]["state"] == "verified"
     shown = operator.ok("domain", "show", DOMAIN)
     assert "domain.verified" in shown.out
+    assert f"return path (bounce.{DOMAIN}) are aligned: {DOMAIN}" in shown.out
+    assert "return-path.seen" in shown.out
     assert operator.ok("domain", "request-mail", DOMAIN).out.startswith(f"{DOMAIN}: every record is verified")
 
 
