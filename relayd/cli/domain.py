@@ -110,13 +110,14 @@ def add(
 
     wish = Wish(name, upstream or "", tuple(selector or ()), return_path or "", delegate, not no_underscore_cname)
 
-    async def work(site: Site) -> tuple[SenderDomain, list[Finding], bool]:
+    async def work(site: Site) -> tuple[SenderDomain, list[Finding], bool, bool]:
         first = not (await site.store.everything()).domains
         made = await add_domain(wish, site.config, site.store, site.vault, domains_place.now_ms)
         checked = await site.checker.check_domain(made.name)
-        return checked.domain, checked.findings, first
+        verp = any(each.return_path == "verp" for each in site.config.upstreams.values())
+        return checked.domain, checked.findings, first, verp
 
-    domain, findings, first = domains_place.run(context, config, work, secret=True)
+    domain, findings, first, verp = domains_place.run(context, config, work, secret=True)
     language = spoken(lang)
     if as_json:
         print_json(_entry(domain) | {"records": records_json(findings, language)})
@@ -126,6 +127,8 @@ def add(
     say(f"When they are published: relayd domain verify {shown(domain.name)}")
     if not any(finding.expected.purpose == "spf" for finding in findings):
         warn("domains.spf is empty, and the provider's terms are not known: no SPF record is asked for, or checked")
+    if domain.return_path and not verp:
+        warn(f"no upstream has return_path: verp, so no mail leaves with a return path at {shown(domain.return_path)}")
     if first:
         warn(
             "from now on mail From other domains is refused (550 5.7.1), unless require_verified_domain: false "

@@ -77,6 +77,7 @@ def test_from_adding_to_verified(operator: Operator, zone: Zone) -> None:
     assert "s1.domainkey.u<account>" in added.out
     assert "get this from the provider" in added.out
     assert "require_verified_domain: false" in added.err
+    assert "no upstream has return_path: verp" in added.err
     assert operator.run("domain", "verify", DOMAIN).code == 1
     operator.publish(zone)
     verified = operator.ok("domain", "verify", DOMAIN, "--lang", "ja")
