@@ -62,6 +62,11 @@ class Behind:
         while len(self._pending) > BEHIND:
             await asyncio.wait([self._pending[0]])
 
+    async def written(self) -> None:
+        """Wait until nothing is on its way any more."""
+        if self._pending:
+            await asyncio.wait(self._pending)
+
     def end(self) -> None:
         """No more will come."""
         self._whole = True
@@ -207,12 +212,26 @@ class Attempts:
         return replace(delivery, recipients=stay)
 
     async def _carry(self, line: Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
-        """Send to all recipients, as many in one transaction as the upstream takes and its budgets allow."""
+        """Send to all recipients, in several transactions where the upstream or a budget wants that."""
+        step = line.plan.recipients if line.plan.return_path is None or not delivery.message.envelope.sender else 1
+        if len(delivery.recipients) <= step and line.lane.budget is None:
+            await self._transact(line, carrier, delivery, step, None, started=started)
+            return
+        behind = Behind(partial(line.end, delivery.message.id))
+        try:
+            await self._transact(line, carrier, delivery, step, behind, started=started)
+        except BaseException:
+            # whoever hears of it lets go of the message: not before all that was sent is written
+            await behind.written()
+            raise
+
+    async def _transact(
+        self, line: Line, carrier: Carrier, delivery: Delivery, step: int, behind: Behind | None, *, started: Millis
+    ) -> None:
+        """As many recipients in one transaction as the upstream takes and its budgets allow, until all were tried."""
         message, rest = delivery.message, delivery.recipients
-        step = line.plan.recipients if line.plan.return_path is None or not message.envelope.sender else 1
         signed: bytes | None = None
         domain = ""
-        behind: Behind | None = None
         reused = carrier.session is not None
         while rest:
             if carrier.session is None or not carrier.session.usable:
@@ -243,8 +262,6 @@ class Attempts:
             reused = True
             rest = rest[len(part) :]
             trouble = trouble_in(sent)
-            if behind is None and rest:
-                behind = Behind(partial(line.end, message.id))
             self._settle(line, delivery, part, sent, behind, started=started, session=session, last=not rest)
             if rest and trouble is not None:
                 more = replace(sent, outcomes=(trouble,) * len(rest))

@@ -211,6 +211,10 @@ class Lane:
     def put_back(self, delivery: Delivery) -> None:
         """What was taken is not attempted now after all: it is the next one, with the recipients given here."""
         message = delivery.message.id
+        if self._feeder is None:
+            # nobody takes from a lane that was stopped: on disk it is found by whoever comes next
+            self.done(message)
+            return
         self._flying.discard(message)
         if self.budget is not None:
             self.budget.done(message)

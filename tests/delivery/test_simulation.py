@@ -167,7 +167,8 @@ class Life:
                 assert final == [waiting.state]
                 key = format_id(message), waiting.recipient.address
                 sure = arrived[key] - self.unsure[key]
-                assert sure == (1 if waiting.state is State.DELIVERED else 0), (key, waiting.state, arrived[key])
+                told = [(event.at, str(event.kind), event.detail) for event in events]
+                assert sure == (1 if waiting.state is State.DELIVERED else 0), (key, arrived[key], told)
                 counted = [
                     event
                     for event in events
