@@ -159,7 +159,10 @@ class Attempts:
             elif waiting.n in standing:
                 moving.append((standing[waiting.n], name))
         if moving:
-            self._writer.write(line, move(message, moving, now, self._why(lane.name)), last=alone or not stay)
+            gone = self._writer.write(line, move(message, moving, now, self._why(lane.name)), last=alone or not stay)
+            if stay and not alone:
+                # else what stays might be settled and let go of first, and those that go be read from disk for here
+                await asyncio.wait([gone])
         elif not stay or (alone and len(stay) < len(chosen)):
             line.end(message.id)
         if not (stay or alone):

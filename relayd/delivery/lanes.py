@@ -202,7 +202,7 @@ class Lane:
         if self.blocked or delivery.message.id in self._flying or self._held.get(delivery.message.id) is not delivery:
             return False
         turn = self.turns.of(delivery.message.priority)
-        turn.queue_of(delivery).remove(delivery)
+        turn.remove(delivery)
         if delivery.content is None and len(turn.stored) <= self._stored_most // 4:
             self._wake.set()
         self._flying.add(delivery.message.id)

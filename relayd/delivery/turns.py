@@ -48,10 +48,18 @@ class Turn:
 
     def put_in_front(self, delivery: Delivery) -> None:
         """This one, which is here, is the next."""
+        self.remove(delivery)
         queue = self.queue_of(delivery)
-        queue.remove(delivery)
         queue.appendleft(delivery)
         self._of_stored = queue is self.stored
+
+    def remove(self, delivery: Delivery) -> None:
+        """This very one goes. What was claimed meanwhile and read again stands here twice, equal but not the same."""
+        queue = self.queue_of(delivery)
+        for place, other in enumerate(queue):
+            if other is delivery:
+                del queue[place]
+                return
 
 
 class Turns:

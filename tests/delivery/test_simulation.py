@@ -126,6 +126,8 @@ class Life:
     async def restart(self) -> None:
         # a settlement that cannot be written until the end is lost, and its mail sent again: not here, to count exactly
         self.calm = True
+        await self.world.tricky.written()
+        await asyncio.sleep(0)  # who waited for what failed just now hears of it
         await until(lambda: not self.world.dispatcher._writer._unsettled)
         await self.world.dispatcher.stop(asyncio.get_running_loop().time() + self.chance.choice([0, 1]))
         await self.world.tricky.written()
@@ -167,8 +169,15 @@ class Life:
                 assert final == [waiting.state]
                 key = format_id(message), waiting.recipient.address
                 sure = arrived[key] - self.unsure[key]
-                told = [(event.at, str(event.kind), event.detail) for event in events]
-                assert sure == (1 if waiting.state is State.DELIVERED else 0), (key, arrived[key], told)
+                if sure != (1 if waiting.state is State.DELIVERED else 0):
+                    told = [f"{event.at} n={event.n} {event.kind} {event.detail}" for event in history.events]
+                    sent = [
+                        f"{name}: {[r.address for r in mail.recipients]}"
+                        for name, upstream in self.world.upstreams.items()
+                        for mail in upstream.transactions
+                        if mail.id == key[0]
+                    ]
+                    pytest.fail("\n".join([f"{key} arrived {arrived[key]} times", *told, *sent]))
                 counted = [
                     event
                     for event in events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_what_is_put_in_front_is_next_whatever_its_priority() -> None:
     assert turn is not None
     assert turn.pop() is chosen
     assert turns.urgency == 1
+
+
+def test_of_two_that_are_equal_the_very_one_is_moved() -> None:
+    # a message that was claimed and read again stands there twice: the first of the two is nobody's any more
+    turns, stale = Turns(), delivery(0)
+    held = replace(stale)
+    assert stale == held
+    queue = turns.of(0).stored
+    queue.extend([stale, delivery(0), held])
+    turns.put_in_front(held)
+    assert [each for each in queue if each is held] == [queue[0]]
+    assert queue[1] is stale
+    turns.of(0).remove(held)
+    assert len(queue) == 2
+    assert not any(each is held for each in queue)
 
 
 async def test_an_urgent_mail_overtakes_a_backlog_on_disk(world: World) -> None:

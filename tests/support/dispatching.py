@@ -155,6 +155,7 @@ class TrickyStore:
         self.real = store
         self.before: Callable[[Settlement], Awaitable[None]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._newest: dict[int, asyncio.Task[None]] = {}
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.real, name)
@@ -167,14 +168,18 @@ class TrickyStore:
     def settle(self, settlement: Settlement) -> asyncio.Future[None]:
         if self.before is None:
             return self.real.settle(settlement)
-        before = self.before
+        before, earlier = self.before, self._newest.get(settlement.message)
 
         async def settled() -> None:
+            if earlier is not None:
+                # the real one writes what belongs to one message in the order in which it came
+                await asyncio.wait([earlier])
             await before(settlement)
             await self.real.settle(settlement)
 
         task = asyncio.create_task(settled(), name="tricky settle")
         self._tasks.add(task)
+        self._newest[settlement.message] = task
         task.add_done_callback(self._tasks.discard)
         return task
 
