@@ -345,3 +345,18 @@ async def test_a_lane_without_limits_has_no_budget(world: World) -> None:
     await world.settled(await world.accept("r@example.org"))
     assert world.dispatcher._lines["acme"].lane.budget is None
     assert world.budgets._task is None
+
+
+async def test_past_a_budget_of_a_day_mail_overflows_and_comes_back_the_next_day(world: World) -> None:
+    limited(world, messages(5, DAY))
+    world.overflows = {"acme": "over"}
+    await world.open(world.plan("acme", "over"))
+    mails = await accept_many(world, 12)
+    await world.settled(*mails)
+    assert len(world.upstream("acme").transactions) == 5
+    assert len(world.upstream("over").transactions) == 7
+    await live(world, DAY / 1000 + 60)
+    more = await accept_many(world, 3)
+    await world.settled(*more)
+    assert len(world.upstream("acme").transactions) == 8
+    assert len(world.upstream("over").transactions) == 7
