@@ -49,3 +49,25 @@ async def test_a_revoked_consent_pauses_says_what_to_do_and_resumes_by_a_test(ma
             shown = await daemon.cli("config", "show")
             everything = daemon.everything_said() + first.out + first.err + done.out + done.err + shown.out
             assert "canary" not in everything
+
+
+async def test_a_person_logs_in_once_and_the_daemon_works_with_it(make_daemon: Any) -> None:
+    async with (
+        TokenServer() as server,
+        FakeUpstream(tls="starttls", users={USER: "-"}, auth=["XOAUTH2"], require_auth=True) as fake,
+    ):
+        section = by_token(fake, server)
+        section["oauth"] = {"provider": "microsoft", "tenant": "t", "client_id": "c", "token_url": server.url}
+        daemon: Daemon = make_daemon({"upstreams": {"team": section}})
+        async with daemon:
+            before = await daemon.cli("upstream", "test", "team")
+            assert before.code == 1
+            assert "relayd upstream login team" in before.out + before.err
+            done = await daemon.cli("upstream", "login", "team")
+            assert done.code == 0, (done.out, done.err)
+            assert "ABCD-EFGH" in done.out + done.err
+            assert "https://example.com/device" in done.out + done.err
+            fake.users[USER] = server.tokens[-1]
+            await send_one(daemon.port, USER, "b@c.example")
+            await daemon.wait_for_event("delivered", recipient="b@c.example")
+            assert "canary" not in daemon.everything_said() + done.out + done.err
