@@ -38,6 +38,7 @@ class Opening(Login):
         self._attached = False  # to a transport
         self._held: IPv4Address | IPv6Address | None = None
         self._counted = False
+        self._begun = False
 
     # --- begin
 
@@ -94,6 +95,9 @@ class Opening(Login):
 
     async def open(self) -> None:
         """All up to the greeting. Raises Goodbye, Gone, OSError."""
+        self._begun = True
+        if self.server.draining:
+            raise Goodbye(replies.DRAINING, ListenerRefusal.DRAINING)
         if self._socket is not None:
             await self._open_socket(self._socket)
         else:
@@ -265,8 +269,9 @@ class Opening(Login):
     def drain(self) -> None:
         """The service stops: a client that waits between mails is told so at once, others at their next command."""
         if self.phase is Phase.OPENING:
-            if self.task is not None:
-                self.task.cancel()  # nothing was promised yet
+            # nothing was promised yet. A task that has not begun would end without closing anything: it sees by itself
+            if self.task is not None and self._begun:
+                self.task.cancel()
         elif self.phase is Phase.COMMAND and self.at_rest:
             self.interrupt(Goodbye(replies.DRAINING, ListenerRefusal.DRAINING))
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -111,6 +112,32 @@ async def test_draining_tells_idle_clients_at_once(serve: Serve) -> None:
     await drained
     with pytest.raises(ConnectionError):
         await served.connect()
+
+
+async def test_a_client_that_came_at_the_very_moment_of_draining_is_told_and_not_forgotten(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve()
+    server, loop = served.server, asyncio.get_running_loop()
+    begin = server.run
+
+    def drain_now() -> None:
+        # before the session's task takes its first step, which a task that is cancelled never does
+        server.draining = True
+        for connection in list(server.connections):
+            connection.drain()
+
+    def run_and_drain(connection: Any) -> asyncio.Task[None]:
+        loop.call_soon(drain_now)
+        return begin(connection)
+
+    monkeypatch.setattr(server, "run", run_and_drain)
+    client = await served.connect()
+    async with asyncio.timeout(20):
+        assert b"220" not in await client.reader.read()  # told to come again, or just shown out
+        await client.close()
+        await server.drain(10)
+    assert not server.connections
 
 
 async def test_draining_lets_a_message_be_finished(serve: Serve) -> None:
