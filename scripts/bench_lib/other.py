@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 
 from bench_lib.postfix import await_port
-from bench_lib.relays import Setup
+from bench_lib.relays import Setup, end
 
 
 class Command:
@@ -32,9 +31,4 @@ class Command:
         return [self._process.pid]
 
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, 20)
