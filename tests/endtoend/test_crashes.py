@@ -248,8 +248,9 @@ async def test_killed_between_the_transactions_of_one_message(make_daemon: MakeD
         daemon = make_daemon({"upstreams": {"acme": section}})
         await crash(daemon, upstream, "the settlement's COMMIT", 2, *MIXED)
         await recover(daemon, promised=True)
-        doomed = [each.recipients for each in upstream.accepted if subject_of(each.content) == DOOMED]
-        assert doomed == [[each] for each in MIXED]
+        doomed = Counter(r for each in upstream.accepted if subject_of(each.content) == DOOMED for r in each.recipients)
+        # the third may be on its way before the second is on disk: then its transaction is in flight, and repeats
+        assert doomed in (Counter(MIXED), Counter((*MIXED, MIXED[2])))
 
 
 @pytest.mark.parametrize(
