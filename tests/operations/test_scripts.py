@@ -22,6 +22,7 @@ SHELL = [
     "scripts/lock/update",
     "scripts/bench",
     "scripts/profile",
+    "scripts/torture",
     "scripts/lib/venv.sh",
     ".ci/run",
 ]

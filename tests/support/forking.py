@@ -156,11 +156,11 @@ def _serve(sock: socket.socket) -> Job | None:
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready, _, _ = select.select([sock, wake], [], [])
+        ready, _, _ = select.select([sock.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, 512)
             _reap(children)
-        if sock not in ready:
+        if sock.fileno() not in ready:
             continue
         data, fds, _, _ = socket.recv_fds(sock, LIMIT, 3)
         if not data:
