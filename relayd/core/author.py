@@ -13,6 +13,9 @@ from relayd.core import address
 MAX_INPUT = 65536
 """Octets of the header value that are looked at."""
 
+MAX_AUTHORS = 20
+"""Domains of one From value that are told; where there are more, "" stands for the rest."""
+
 REMEMBERED = 200
 """Octets of the longest header value whose answer is kept for the next mail."""
 
@@ -28,36 +31,45 @@ _IN_COMMENT = re.compile(r"[()]|\\.|[^()\\]+|\\", re.DOTALL)
 
 def author_domain(value: bytes) -> str:
     """Domain (A-labels, lower case) of the first mailbox of a From value that has one; "" when there is none."""
+    return next(iter(author_domains(value)), "")
+
+
+def author_domains(value: bytes) -> tuple[str, ...]:
+    """Domains of all mailboxes of a From value, in order, each once."""
     # an app writes the same From all day
-    return _remembered(value) if len(value) <= REMEMBERED else _author_domain(value)
+    return _remembered(value) if len(value) <= REMEMBERED else _author_domains(value)
 
 
-def _author_domain(value: bytes) -> str:
+def _author_domains(value: bytes) -> tuple[str, ...]:
     match = _PLAIN.fullmatch(value)
     if match is not None and (match[2] == b">") == (b"<" in value):
         domain = match[1]
         # "xn--" and ordinary labels alike need no conversion, only length is left to check
         if len(domain) <= 255 and all(len(label) <= 63 for label in domain.split(b".")):
-            return domain.lower().decode("ascii")
+            return (domain.lower().decode("ascii"),)
     return _search(value[:MAX_INPUT])
 
 
 @lru_cache(maxsize=1024)
-def _remembered(value: bytes) -> str:
-    return _author_domain(value)
+def _remembered(value: bytes) -> tuple[str, ...]:
+    return _author_domains(value)
 
 
-def _search(value: bytes) -> str:
+def _search(value: bytes) -> tuple[str, ...]:
+    found: dict[str, None] = {}
     for mailbox in _mailboxes(_tokens(value.decode("utf-8", "surrogateescape"))):
         if "@" not in mailbox:
             continue
+        if len(found) == MAX_AUTHORS:
+            found[""] = None
+            break
         after = mailbox[len(mailbox) - mailbox[::-1].index("@") :]
         domain = "".join(after).rstrip(".")
         try:
-            return address.to_ascii(domain)
+            found[address.to_ascii(domain)] = None
         except address.AddressError:
             continue
-    return ""
+    return tuple(found)
 
 
 def _tokens(text: str) -> list[str]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from relayd.core.author import author_domain
+from relayd.core.author import author_domains
 from relayd.core.mail import Origin
 from relayd.core.quick import quick
 from relayd.core.units import Millis
@@ -23,6 +23,9 @@ VALUE_LIMIT = 500
 """Characters of a campaign, a label or a Message-ID that are kept."""
 FOLD_AT = 78
 """Columns (RFC 5322 2.1.1)."""
+
+MAX_FROMS = 20
+"""From fields that are read; RFC 5322 3.6 allows one."""
 
 _QUICK_LIMIT = 65536
 """Octets of a header that the quick way takes; longer ones are walked without a second copy."""
@@ -69,6 +72,8 @@ class HeaderFacts:
     """Lower-case header name → value of its first field, for the names asked for."""
     body_start: int = 0
     """Offset of the first octet of the body."""
+    co_authors: tuple[str, ...] = ()
+    """Domains of all further From mailboxes, and of further From fields ("" for such a field without any)."""
 
 
 def scan(content: bytes) -> HeaderBlock:
@@ -145,7 +150,7 @@ def _field_name(content: bytes, start: int, end: int) -> bytes:
 def facts(content: bytes, campaign_header: str = "", labels: Collection[str] = ()) -> HeaderFacts:
     """Read a message's header: `labels` are the names whose values routes match on."""
     lowered = _quick(content)
-    if lowered is None:
+    if lowered is None or lowered.count(b"\r\nfrom:") > 1:
         return _facts(content, _walk(content), campaign_header, labels)
 
     def value(name: bytes) -> bytes | None:
@@ -173,7 +178,14 @@ def _facts(content: bytes, block: HeaderBlock, campaign_header: str, labels: Col
         return None if place is None else content[place[0] : place[1]].partition(b":")[2]
 
     received_count = sum(name == b"received" for name, _, _ in block.fields)
-    return _read(value, received_count, block.body, campaign_header, labels)
+    found = _read(value, received_count, block.body, campaign_header, labels)
+    froms = [content[start:end].partition(b":")[2] for name, start, end in block.fields if name == b"from"]
+    if len(froms) < 2:
+        return found
+    others = dict.fromkeys(domain for each in froms[1 : MAX_FROMS + 1] for domain in author_domains(each) or ("",))
+    if len(froms) > MAX_FROMS:
+        others[""] = None
+    return replace(found, co_authors=found.co_authors + tuple(others))
 
 
 def _read(
@@ -184,6 +196,7 @@ def _read(
     labels: Collection[str],
 ) -> HeaderFacts:
     author, subject, message_id = value(b"from"), value(b"subject"), value(b"message-id")
+    authors = () if author is None else author_domains(author)
     campaign = value(campaign_header.lower().encode()) if campaign_header else None
     found = {}
     for label in labels:
@@ -191,7 +204,7 @@ def _read(
         if octets is not None:
             found[label.lower()] = decode(octets, VALUE_LIMIT)
     return HeaderFacts(
-        "" if author is None else author_domain(author),
+        authors[0] if authors else "",
         "" if message_id is None else _message_id(message_id),
         "" if subject is None else decode(subject, SUBJECT_LIMIT),
         None if campaign is None else decode(campaign, VALUE_LIMIT) or None,
@@ -200,6 +213,7 @@ def _read(
         message_id is not None,
         found,
         body,
+        authors[1:],
     )
 
 

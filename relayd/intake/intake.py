@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from relayd.config.models import Config, Credential, Limits, Listener, Role
+from relayd.core.headers import HeaderFacts
 from relayd.core.ids import MessageId
 from relayd.core.mail import Body, Envelope, Message, Origin, Recipient
 from relayd.core.reply import Reply
@@ -236,7 +237,7 @@ class Intake:
                     self._limits_of(listener).message_size,
                     facts.received_count,
                     self._limits.received_headers,
-                    self._unvouched(listener, facts.from_domain),
+                    self._unvouched(listener, facts),
                 )
             )
             if refused is None and session.credential is not None:
@@ -314,11 +315,14 @@ class Intake:
             raise error
         return kept.message.id
 
-    def _unvouched(self, listener: Listener, from_domain: str) -> str | None:
-        # what comes back to us is from anybody
-        if listener.role is Role.INBOUND or not self._vouching.unvouched(from_domain):
+    def _unvouched(self, listener: Listener, facts: HeaderFacts) -> str | None:
+        if listener.role is Role.INBOUND:  # what comes back to us is from anybody
             return None
-        return from_domain
+        # all of them: our signature covers every From, and a reader may be shown any
+        unvouched = self._vouching.unvouched
+        if not facts.co_authors:
+            return facts.from_domain if unvouched(facts.from_domain) else None
+        return next((domain for domain in (facts.from_domain, *facts.co_authors) if unvouched(domain)), None)
 
     # --- steps ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.core import author
-from relayd.core.author import author_domain
+from relayd.core.author import author_domain, author_domains
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ _parts = st.sampled_from(
 @given(st.lists(_parts, max_size=14).map("".join))
 def test_quick_way_answers_as_the_careful_one(text: str) -> None:
     value = text.encode()
-    assert author_domain(value) == author._search(value)
+    assert author_domains(value) == author._search(value)
 
 
 @given(st.binary(max_size=100))
@@ -93,6 +93,16 @@ def test_any_input_is_taken(value: bytes) -> None:
     assert author_domain(value).isascii()
 
 
+def test_all_domains_are_told_and_that_there_are_too_many() -> None:
+    assert author_domains(b"a@x.example, Group: b@y.example, c@X.example;, d@nowhere..example") == (
+        "x.example",
+        "y.example",
+    )
+    many = author_domains(b",".join(b"a@%d.example" % n for n in range(1000)))
+    assert (len(many), many[0], many[-1]) == (21, "0.example", "")
+
+
 def test_hostile_nesting_takes_no_time() -> None:
     for value in (b"(" * 60_000, b"<" * 60_000, b'"' * 60_000, b"a@" * 30_000, b"\\" * 60_001, b":;" * 30_000):
         author_domain(value)
+    author_domains(b"a@\xc3\xa9.example," * 4000)

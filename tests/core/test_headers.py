@@ -108,6 +108,22 @@ def test_scan_takes_whatever_comes(content: bytes, names: list[bytes], end: int,
     facts(content, "X-Relay-Campaign", ["x-label"])
 
 
+@pytest.mark.parametrize(
+    ("header", "others"),
+    [
+        (b"From: a@x.example\r\n", ()),
+        (b"From: a@x.example, b@Y.example\r\n", ("y.example",)),
+        (b"From: a@x.example\r\nTo: c@z.example\r\nFrOm: b@y.example\r\n", ("y.example",)),
+        (b"From: a@x.example\r\nFrom : b@y.example, a@x.example\r\n", ("y.example", "x.example")),
+        (b"From: a@x.example\r\nFrom:\r\n The Boss\r\n", ("",)),
+        (b"From: a@x.example\r\n" * 22, ("x.example", "")),
+    ],
+)
+def test_whoever_else_is_named_as_an_author(header: bytes, others: tuple[str, ...]) -> None:
+    found = facts(b"Received: x\r\n" + header + b"\r\nFrom: c@body.example\r\n")
+    assert (found.from_domain, found.co_authors, found.received_count) == ("x.example", others, 1)
+
+
 def test_huge_headers_are_read() -> None:
     many = b"X-A: b\r\n" * 20_000 + b"From: a@late.example\r\n\r\nbody\r\n"
     assert facts(many).from_domain == "late.example"

@@ -255,7 +255,7 @@ async def test_unverified_mail_is_refused_by_its_from_domain(
         content = header + b"Subject: x\r\n\r\nHello.\r\n"
         return str(await intake.submit(session, Envelope("app@other.jp"), [Recipient("a@example.org")], content))
 
-    assert (await submit(b"From: a@example.co.jp\r\n")).startswith("250")
+    assert (await submit(b"From: a@example.co.jp\r\nFrom: a@other.jp\r\n")).startswith("250")
     await added(store, config, clock)
     await book.poll()
     refused = await submit(b"From: a@example.co.jp\r\n")
@@ -274,6 +274,15 @@ async def test_unverified_mail_is_refused_by_its_from_domain(
     await book.poll()
     assert (await submit(b"From: a@example.co.jp\r\n")).startswith("250")
     assert (await submit(b"From: a@other.jp\r\n")).startswith("550")
+    assert (await submit(b"From: a@example.co.jp, b@example.co.jp\r\n")).startswith("250")
+    # a reader may be shown any of the authors, and our signature would cover them all
+    for forged in (
+        b"From: a@example.co.jp, boss@other.jp\r\n",
+        b"From: a@example.co.jp\r\nFrom: boss@other.jp\r\n",
+        b"From: a@example.co.jp\r\nX: y\r\nfrom : boss@other.jp\r\n",
+        b"From: a@example.co.jp\r\nFrom: The Boss\r\n",
+    ):
+        assert (await submit(forged)).startswith("550 5.7.1"), forged
 
 
 async def test_a_credential_may_be_limited_to_sender_accounts(
