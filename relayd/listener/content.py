@@ -6,6 +6,7 @@ message of 50 MiB never holds the event loop for long.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -15,6 +16,8 @@ from relayd.core.quick import quick
 END = b"\r\n.\r\n"
 """What ends DATA (RFC 5321 4.1.1.4), and nothing else does: LF.LF and its kin are how mail is smuggled
 (CVE-2023-51764, -51765, -51766)."""
+
+_HIDDEN_END = re.compile(rb"(?:\A|\n)\0++\.\0*\r\n")
 
 _SMALL = 4096
 _BLOCK = 65536
@@ -48,7 +51,7 @@ class Content:
     """Collects one message. After a fault it only counts: what was kept is dropped and its memory given back.
 
     NUL and other control characters are taken as they come: RFC 5322 has them as obsolete syntax, real mail has
-    them, and a relay changes no octet without need.
+    them, and a relay changes no octet without need. The one exception is `hides_end`.
     """
 
     __slots__ = (
@@ -59,6 +62,7 @@ class Content:
         "_rules",
         "_tail",
         "fault",
+        "has_nul",
         "long_lines",
         "received",
         "size",
@@ -76,6 +80,7 @@ class Content:
         self.received = 0
         """Octets seen, kept or not."""
         self.long_lines = 0
+        self.has_nul = False
         self.fault: Fault | None = None
 
     def add(self, piece: bytes) -> None:
@@ -99,6 +104,8 @@ class Content:
         self.size += len(piece)
         if not self._measure(piece):
             return Fault.LINE
+        if b"\0" in piece:
+            self.has_nul = True
         self._keep(piece)
         return None
 
@@ -161,6 +168,14 @@ class Content:
             chunks.append(bytes(self._pending))
             self._pending.clear()
         return chunks
+
+
+def hides_end(octets: bytes) -> bool:
+    """A line of NULs and one dot: whoever drops NULs on the way takes it for the end of the message (CVE-2023-51765).
+
+    It must go no further, for no dot can be doubled there: to all others the line means what it says.
+    """
+    return _HIDDEN_END.search(octets) is not None
 
 
 class DotReader:

@@ -12,7 +12,7 @@ from relayd.config.models import BareNewlines
 from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.listener import replies
-from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rules
+from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rules, hides_end
 from relayd.listener.ends import Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.parameters import parse_mail, parse_rcpt
@@ -247,6 +247,9 @@ class Transaction(Stream):
         else:
             octets = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         del pieces
+        if content.has_nul and await asyncio.to_thread(hides_end, octets):
+            self.unproductive()
+            raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)
         reply = await self.server.door.submit(self.client, envelope, recipients, octets)
         if reply.positive:
             self.client.mails += 1
