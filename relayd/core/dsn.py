@@ -29,7 +29,7 @@ FOLD_AT = 78
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]+")
 _NOT_HOST = re.compile(r"[^A-Za-z0-9._:\[\]-]")
-_STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _STRAY = re.compile(rb"[\0\r\n]")
 _LONG_LINE = re.compile(rb"[^\n]{1000,}")
 

@@ -33,7 +33,7 @@ _TELLING = {
     Notice.SUCCESS: {EventKind.DELIVERED},
 }
 """Events that hold the reply which a report passes on; the last one counts."""
-_REPLY = re.compile(r"([2-5]\d\d)(?: ([245]\.\d{1,3}\.\d{1,3}))?(?: (.*))?", re.DOTALL)
+_REPLY = re.compile(r"([2-5]\d\d)(?: ([245]\.\d{1,3}\.\d{1,3}))?(?: (.*))?", re.DOTALL | re.ASCII)
 
 
 class ReportDoor(Protocol):

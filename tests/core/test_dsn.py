@@ -226,11 +226,37 @@ def test_utf8_words_in_an_ascii_message_are_written_in_ascii() -> None:
     assert "550 5.1.1 不明" in text_of(message)
 
 
+def test_digits_of_other_scripts_are_no_status_code() -> None:
+    """Else a report about ASCII mail would be 8-bit, and would not get out where that is not taken."""
+    reply = parse_reply(550, "5.1.\u0661 \u0665.1.1 no such user")
+    assert reply.enhanced == ""
+    fate = Fate(Recipient("customer@example.net"), reply, "mx.example.net")
+    odd = Fate(Recipient("other@example.net"), Reply(550, "5.1.\u0661", "no"), "mx.example.net")
+    report = compose(Kind.FAILED, MESSAGE, [fate, odd], CONTENT, hostname="relay.example.com", now=NOW)
+    assert report.isascii()
+    assert report.count(b"Status: 5.0.0\r\n") == 2
+
+
 hostile = st.one_of(
     st.text(max_size=80),
     st.lists(
         st.sampled_from(
-            ["\r\n", "\n", "\r", "\0", "Bcc: x@y", "--=_relayd_", ".", " ", "\t", "é", "\u2028", "\x1b[2J", "a" * 1100]
+            [
+                "\r\n",
+                "\n",
+                "\r",
+                "\0",
+                "Bcc: x@y",
+                "--=_relayd_",
+                ".",
+                " ",
+                "\t",
+                "é",
+                "\u2028",
+                "\x1b[2J",
+                "5.1.\u0661 ",
+                "a" * 1100,
+            ]
         ),
         max_size=8,
     ).map("".join),
@@ -252,6 +278,7 @@ def test_nothing_gets_in(texts: tuple[str, str, str, str], utf8: bool, kind: Kin
     assert report.count(b"\r\n") == report.count(b"\n") == report.count(b"\r")
     assert b"\0" not in report
     assert b"\x1b" not in report
+    assert report.isascii() or utf8 or not address.isascii()
     assert max(map(len, report.split(b"\r\n"))) <= 998
     names = [line.partition(b":")[0] for line in report.partition(b"\r\n\r\n")[0].split(b"\r\n") if line[:1] != b"\t"]
     assert set(names) <= {

@@ -30,7 +30,7 @@ _BREAK = re.compile(r"<(?:br|/p|/div|/tr|/h\d|/li|p)\b[^<>]{0,500}>", re.IGNOREC
 _GENERIC = re.compile(r"[245]\.0\.0|")
 _VAGUE = frozenset({ReplyClass.UNKNOWN, ReplyClass.SYSTEM_ERROR, ReplyClass.PROTOCOL_ERROR, ReplyClass.HOST_UNKNOWN})
 """Classes that a report of a mere delay does not prove."""
-_STATUSES = re.compile(r"(?<!\d)[245]\.\d{1,3}\.\d{1,3}(?!\d)")
+_STATUSES = re.compile(r"(?<!\d)[245]\.[0-9]{1,3}\.[0-9]{1,3}(?!\d)")
 _FIELDS = re.compile(r"^([A-Za-z-]{3,40}):[ \t]*([^\n]{0,500})", re.MULTILINE)
 _UNCLEAR = frozenset({ReplyClass.UNKNOWN, ReplyClass.SYSTEM_ERROR})
 _MAX_LETTERS = 3
@@ -43,7 +43,7 @@ def explain(content: bytes) -> list[Verdict]:
 
 def explain_reply(text: str) -> Verdict:
     """What a bare SMTP reply to RCPT means, such as "550 5.1.1 No such user". Raises ValueError where it is none."""
-    found = re.match(r"\s*([2-5]\d\d)(?:[ -]|$)", text)
+    found = re.match(r"\s*([2-5][0-9]{2})(?:[ -]|$)", text)
     if found is None:
         raise ValueError("a reply starts with its code: 550 5.1.1 No such user")
     code = int(found[1])

@@ -33,9 +33,9 @@ def _shortest(texts: Iterable[str]) -> tuple[str, ...]:
 
 _ALL_OPENINGS = _shortest(opening for openings in wordings.OPENINGS.values() for opening in openings)
 _REPLY = re.compile(
-    r"(?:^|[\s:;'\"<\[(#,])(?P<code>[45]\d\d)(?:[ -]['\"]?#?(?P<status>[45]\.\d{1,3}\.\d{1,3})\b|(?=[ -]|$))"
+    r"(?:^|[\s:;'\"<\[(#,])(?P<code>[45][0-9]{2})(?:[ -]['\"]?#?(?P<status>[45]\.[0-9]{1,3}\.[0-9]{1,3})\b|(?=[ -]|$))"
 )
-_STATUS = re.compile(r"(?<![\d.])#?([245]\.\d{1,3}\.\d{1,3})(?![\d.])")
+_STATUS = re.compile(r"(?<![\d.])#?([245]\.[0-9]{1,3}\.[0-9]{1,3})(?![\d.])")
 _SAID = re.compile(
     r"(?:said|returned|error|response|reason|reply|responded|message|rejected)[^\n:]{0,60}:", re.IGNORECASE
 )
