@@ -192,7 +192,8 @@ class Listener(Model):
     proxy_protocol: list[Network] = Field(
         default_factory=list,
         description="Load balancers in front of this listener. They must speak PROXY v1 or v2, or may use XCLIENT, to"
-        " name the real client. Nobody else may.",
+        " name the real client. Nobody else may, and a client that was named by XCLIENT may not name itself anew."
+        " Where a proxy says that it does not know its client (PROXY UNKNOWN), that one is in no network.",
     )
     bare_newlines: BareNewlines = Field(
         BareNewlines.REFUSE,

@@ -15,6 +15,8 @@ SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """The first 12 octets of a version 2 header: no line of SMTP begins so."""
 V1_MAX = 107
 """Octets of a version 1 line, CRLF included."""
+NOBODY = IPv4Address(0)
+"""The client of a proxy that does not know it: in no network, not on this machine, never taken for the proxy itself."""
 V2_MAX = 4096
 """Octets that we take behind the fixed part of a version 2 header: addresses need 36, the rest is TLVs, not read."""
 
@@ -35,7 +37,7 @@ class NotProxyError(ProxyError):
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """A whole header. `source` is None where the proxy speaks for itself or does not know (LOCAL, UNKNOWN)."""
+    """A whole header. `source` is None where the proxy speaks for itself (LOCAL), NOBODY where it does not know."""
 
     length: int
     """Octets of the header; what follows belongs to the client."""
@@ -75,7 +77,7 @@ def _parse_v1(data: bytes) -> ProxyHeader | None:
     if not line.endswith(b"\r\n"):
         raise ProxyError("the version 1 line does not end in CRLF")
     if line[:13] == b"PROXY UNKNOWN" and line[13:14] in b" \r":
-        return ProxyHeader(len(line))
+        return ProxyHeader(len(line), NOBODY)
     match = _V1.fullmatch(line)
     if match is None:
         raise ProxyError("the version 1 line is malformed")
@@ -101,8 +103,10 @@ def _parse_v2(data: bytes) -> ProxyHeader | None:
         raise ProxyError("the version 2 header is too long")
     if len(data) < 16 + size:
         return None
-    if command == _LOCAL or family in (0x00, 0x31):  # unspecified, or a client on a UNIX socket of the proxy
+    if command == _LOCAL:
         return ProxyHeader(16 + size)
+    if family in (0x00, 0x31):  # unspecified, or a client on a UNIX socket of the proxy
+        return ProxyHeader(16 + size, NOBODY)
     needed = _ADDRESS_SIZE.get(family)
     if needed is None:
         raise ProxyError("the connection is not TCP")

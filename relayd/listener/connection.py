@@ -115,7 +115,8 @@ class Connection(Opening):
     async def _obey(self, methods: dict[str, _Method], line: bytes) -> None:
         text = self._command(line)
         verb, _, arg = text.partition(" ")
-        verb = verb.upper()
+        # ASCII only: str.upper() makes letters of SMTP from others (\u0131 is no I, \u017f no S)
+        verb = verb.upper() if verb.isascii() else verb
         if self.server.draining and self._chunks is None and not self._recipients:
             # a mail that has recipients already may be finished: its time is that of the draining
             raise self._too_late()
@@ -170,8 +171,12 @@ class Connection(Opening):
             raise _bad_line(replies.AUTH_LINE_TOO_LONG if verb == "AUTH" else replies.LINE_TOO_LONG)
 
     def _look_for_proxy(self) -> None:
-        """The signature of PROXY version 2 begins with two empty lines; nothing of what follows may be obeyed."""
-        if self._input[self._position :].startswith(SIGNATURE[2:]):
+        """The signature of PROXY version 2 begins with two empty lines; nothing of what follows may be obeyed.
+
+        Of a header that comes too late, a proxy's first packet may end anywhere.
+        """
+        rest = self._input[self._position :]
+        if rest.startswith(SIGNATURE[2:]) or (self.peer_proxies and SIGNATURE[2:].startswith(rest)):
             raise Goodbye(replies.PROXY_DENIED, ListenerRefusal.PROXY)
 
     def without_line_end(self, line: bytes) -> bytes:
@@ -310,6 +315,8 @@ class Connection(Opening):
         self.discard_input()
         client = self.client
         self.rename(said.address, said.port or 0)
+        # Mail proxies pass on what their client says next: it must not name itself anew, unless it is a proxy, too.
+        self.peer_proxies = self.is_proxy(client.peer)
         self.hold_address()
         client.helo = _HELO_ODD.sub("?", said.helo or "")
         client.esmtp = said.esmtp or False

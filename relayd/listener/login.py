@@ -49,7 +49,7 @@ class Login(Transaction):
             raise Goodbye(replies.TOO_EARLY, ListenerRefusal.EARLY_TALKER)
         self._check_auth()
         mechanism, _, initial = arg.partition(" ")
-        exchange = _EXCHANGES.get(mechanism.upper())
+        exchange = _EXCHANGES.get(mechanism.upper()) if mechanism.isascii() else None
         if exchange is None:
             raise Refused(replies.AUTH_UNKNOWN)
         username, password = await exchange(self, initial.strip(" ").encode())

@@ -85,7 +85,7 @@ class Opening(Login):
             server.odd("connection turned away", peer=str(peer), listener=listener.name, reason=refusal.value)
             return False
         self._counted = True
-        self.peer_proxies = bool(listener.proxy_protocol) and any(peer in net for net in listener.proxy_protocol)
+        self.peer_proxies = bool(listener.proxy_protocol) and self.is_proxy(peer)
         server.observer.connected(listener.name)
         return True
 
@@ -155,6 +155,10 @@ class Opening(Login):
         self.peer_proxies = False
         if header.source is not None:
             self.rename(header.source, header.port)
+
+    def is_proxy(self, peer: IPv4Address | IPv6Address) -> bool:
+        """Whether the configuration names this address as a proxy of ours."""
+        return any(peer in net for net in self.client.listener.proxy_protocol)
 
     def rename(self, peer: IPv4Address | IPv6Address, port: int) -> None:
         """A trusted proxy says who the client is."""

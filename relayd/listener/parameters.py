@@ -118,9 +118,11 @@ def _words(text: str) -> dict[str, str | None]:
         if not word:
             continue
         name, equals, value = word.partition("=")
-        name = name.upper()
         if not _KEYWORD.fullmatch(name) or (equals and not value):
             raise Refused(_MALFORMED)
+        name = name.upper()
+        if name != "ORCPT" and not value.isascii():  # the one value that may be UTF-8 (RFC 6533 3)
+            raise _bad(name[:40])
         if name in parameters:
             raise Refused(Reply(501, "5.5.4", f"{name[:40]} is given twice"))
         parameters[name] = value if equals else None

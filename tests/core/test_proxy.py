@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.core.proxy import (
+    NOBODY,
     SIGNATURE,
     V1_MAX,
     NotProxyError,
@@ -70,17 +71,24 @@ def test_no_input_does_more_than_raise_proxy_error(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize("octets", [b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"])
-def test_unknown_leaves_the_proxy_as_the_client(octets: bytes) -> None:
-    assert parse_proxy(octets) == ProxyHeader(len(octets))
+def test_an_unknown_client_is_not_taken_for_the_proxy(octets: bytes) -> None:
+    assert parse_proxy(octets) == ProxyHeader(len(octets), NOBODY)
 
 
 @pytest.mark.parametrize(
-    ("command", "family", "body"),
-    [(0x20, 0x00, b""), (0x20, 0x11, b"x" * 12), (0x21, 0x00, b"tlv"), (0x21, 0x31, b"x" * 216)],
+    ("command", "family", "body", "source"),
+    [
+        (0x20, 0x00, b"", None),
+        (0x20, 0x11, b"x" * 12, None),
+        (0x21, 0x00, b"tlv", NOBODY),
+        (0x21, 0x31, b"x" * 216, NOBODY),
+    ],
 )
-def test_local_and_unspecified_leave_the_proxy_as_the_client(command: int, family: int, body: bytes) -> None:
+def test_only_local_leaves_the_proxy_as_the_client(
+    command: int, family: int, body: bytes, source: ipaddress.IPv4Address | None
+) -> None:
     octets = SIGNATURE + bytes([command, family]) + struct.pack(">H", len(body)) + body
-    assert parse_proxy(octets + b"EHLO") == ProxyHeader(len(octets))
+    assert parse_proxy(octets + b"EHLO") == ProxyHeader(len(octets), source)
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,12 @@ async def test_auth_needs_tls_where_it_is_required(serve: Serve, server_tls: obj
         (b"RCPT TO:<" + b"x" * 3000 + b"@example.com>\r\n", "500 5.5.2"),
         (b"\r\n", "500 5.5.2"),
         (b" NOOP\r\n", "500 5.5.1"),
+        ("RſET\r\n".encode(), "500 5.5.1"),
+        ("STARTTLſ\r\n".encode(), "500 5.5.1"),
+        ("MAıL FROM:<a@example.com>\r\n".encode(), "500 5.5.1"),
+        ("MAIL FROM:<a@example.com> ſIZE=1\r\n".encode(), "501 5.5.4"),
+        ("MAIL FROM:<a@example.com> BODY=8BıTMIME\r\n".encode(), "501 5.5.4"),
+        ("AUTH PLAıN AGEAYg==\r\n".encode(), "504 5.5.4"),
     ],
 )
 async def test_lines_that_are_no_commands(serve: Serve, octets: bytes, reply: str) -> None:

@@ -101,13 +101,23 @@ async def test_the_tls_handshake_behind_the_header_is_left_alone(
     assert served.door.connects == ["192.0.2.7"]
 
 
-@pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", SIGNATURE + b"\x20\x00\x00\x00"])
-async def test_a_proxy_may_speak_for_itself(serve: Serve, header: bytes) -> None:
+@pytest.mark.parametrize(
+    ("header", "peer"),
+    [
+        (b"PROXY UNKNOWN\r\n", "0.0.0.0"),
+        (SIGNATURE + b"\x21\x00\x00\x00", "0.0.0.0"),
+        (SIGNATURE + b"\x20\x00\x00\x00", "127.0.0.1"),
+    ],
+)
+async def test_a_proxy_may_speak_for_itself_but_not_for_somebody_whom_it_does_not_know(
+    serve: Serve, header: bytes, peer: str
+) -> None:
     served = await serve(**TRUSTED)
     client = await served.connect()
     client.send(header)
     assert await client.reply() == GREETING
-    assert served.door.connects == ["127.0.0.1"]
+    assert served.door.connects == [peer]
+    assert ("AUTH" in await client.ask("EHLO app")) is (peer == "127.0.0.1")
     assert (await client.ask("XCLIENT ADDR=192.0.2.9")).startswith("550 5.7.0")
 
 
@@ -158,26 +168,51 @@ async def test_xclient_names_the_client_and_begins_anew(serve: Serve) -> None:
     client = await served.greeted(ehlo=False)
     assert (await client.ask("EHLO proxy")).endswith("XCLIENT ADDR PORT NAME HELO PROTO")
     await client.talk("""
-        C: XCLIENT ADDR=IPV6:2001:db8::7 NAME=app.example HELO=app.example PROTO=ESMTP LOGIN=boss
-        S: 220 relay.example.com ESMTP relayd
         C: MAIL FROM:<a@example.com>
         S: 250 …
         C: XCLIENT ADDR=192.0.2.7
         S: 503 5.5.1 …
+        C: RSET
+        S: 250 …
+        C: XCLIENT ADDR=IPV6:2001:db8::7 NAME=app.example HELO=app.example PROTO=ESMTP LOGIN=boss
+        S: 220 relay.example.com ESMTP relayd
+        C: MAIL FROM:<a@example.com>
+        S: 250 …
         C: RCPT TO:<b@example.com>
         S: 250 …
         C: DATA
         S: 354 …
         C: .
         S: 250 …
-        C: XCLIENT ADDR=192.0.2.8
-        S: 220 …
-        C: MAIL FROM:<a@example.com>
-        S: 503 5.5.1 Send EHLO first
     """)
     (mail,) = served.door.submissions
     assert (mail.peer, mail.helo, mail.esmtp, mail.username) == ("2001:db8::7", "app.example", True, None)
-    assert served.door.connects == ["127.0.0.1", "2001:db8::7", "192.0.2.8"]
+    assert served.door.connects == ["127.0.0.1", "2001:db8::7"]
+
+
+async def test_a_client_that_was_named_may_not_name_itself_anew(serve: Serve) -> None:
+    """Mail proxies pass on what their client says: else it could say that it is one of us."""
+    served = await serve(**SILENT)
+    client = await served.greeted()
+    await client.talk("""
+        C: XCLIENT ADDR=192.0.2.7
+        S: 220 …
+        C: XCLIENT ADDR=127.0.0.1
+        S: 550 5.7.0 …
+    """)
+    assert "XCLIENT" not in await client.ask("EHLO app")
+    assert (await client.ask("XCLIENT ADDR=127.0.0.1")).startswith("550 5.7.0")
+    assert served.door.connects == ["127.0.0.1", "192.0.2.7"]
+
+
+@pytest.mark.parametrize("place", range(2, 13))
+async def test_a_header_that_comes_too_late_is_never_obeyed_wherever_it_is_cut(serve: Serve, place: int) -> None:
+    served = await serve(bare_newlines="normalise", **SILENT)
+    client = await served.connect()
+    assert await client.reply() == GREETING
+    client.send(V2[:place])
+    assert (await client.reply()).startswith("554 5.7.0")
+    assert served.seen.refusals == [ListenerRefusal.PROXY]
 
 
 async def test_input_behind_xclient_is_discarded(serve: Serve) -> None:
