@@ -66,11 +66,12 @@ class Words:
 
 ACTS = {
     "hold": Words(
-        "Hold mail: nothing is tried until it is released.\n\nMail that is being sent at this moment is left alone.",
+        "Hold mail: nothing is tried until it is released, or retry.held_lifetime ends.\n\n"
+        "Mail that is being sent at this moment is left alone.",
         "held",
     ),
     "release": Words(
-        "Let held mail go: it is due at once.\n\n"
+        "Let held mail go: it is due at once, once more even where its lifetime has ended.\n\n"
         "Uncertain mail that waits for a decision (on_uncertain: hold) is tried again too.",
         "released",
     ),

@@ -407,6 +407,9 @@ class _Checker:
         if spool.keep_body > spool.keep and self._sound(("spool", "keep"), ("spool", "keep_body")):
             problem = f"is longer than keep ({format_duration(spool.keep)}), and bodies go with the rest at the latest"
             yield self._at.fault(("spool", "keep_body"), problem, "Write keep or less, or raise keep")
+        if retry.held_lifetime < retry.lifetime and self._sound(("retry", "lifetime"), ("retry", "held_lifetime")):
+            problem = f"is less than lifetime ({format_duration(retry.lifetime)}), so holding mail would end it sooner"
+            yield self._at.fault(("retry", "held_lifetime"), problem, "Write lifetime or more")
         # the default of delay_notice means "if it lasts that long", a written one is meant to happen
         meant = "delay_notice" in retry.model_fields_set and self._sound(("retry", "lifetime"))
         if meant and retry.delay_notice > retry.lifetime:

@@ -399,6 +399,12 @@ class Retry(Model):
         " ends.",
     )
     lifetime: Duration = Field(5 * 86400.0, gt=0, description="A recipient not reached after this long expires.")
+    held_lifetime: Duration = Field(
+        default_factory=lambda data: max(30 * 86400.0, data.get("lifetime", 0.0)),
+        gt=0,
+        description="The same for a recipient that is held, counted from acceptance, too; by default 30 days, or"
+        " `lifetime` if that is longer. Mail that is released after `lifetime` has one more attempt.",
+    )
     delay_notice: Duration = Field(
         4 * 3600.0, description="The sender is told about a delay after this long. 0s: never."
     )

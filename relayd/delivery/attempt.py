@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,10 +25,10 @@ from relayd.delivery.budget import counted
 from relayd.delivery.crew import Carrier
 from relayd.delivery.line import Line, Plan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
-from relayd.delivery.settle import Facts, expire, move, overdue, settle_attempt, suppress
+from relayd.delivery.settle import RELEASED, Facts, expire, move, overdue, settle_attempt, suppress
 from relayd.delivery.writing import Choose, Writer
 from relayd.spool.filter import QueueFilter
-from relayd.spool.store import Attempt, Delivery, Settlement, Store, Waiting
+from relayd.spool.store import Attempt, Change, Delivery, Settlement, Store, Waiting
 
 BEHIND = 16
 """Transactions of one message that may be sent while what became of earlier ones is not on disk yet: a recipient with a
@@ -115,8 +115,7 @@ class Attempts:
             if not delivery.recipients:
                 return
             if overdue(delivery, self.plan.policy, started):
-                self._expire(line, delivery, started)
-                return
+                delivery = await self._unexpired(line, delivery, started)
             delivery = await self._unblocked(line, delivery, started)
             if delivery.recipients and not (line.senders and self._put_off(line, delivery, started)):
                 await self._carry(line, carrier, delivery, started)
@@ -188,10 +187,12 @@ class Attempts:
         line.lane.gate.abandoned()
         return True
 
-    def _expire(self, line: Line, delivery: Delivery, now: Millis) -> None:
-        changes = tuple(expire(delivery.message, w, self.plan.policy, now) for w in delivery.recipients)
-        self._writer.write(line, Settlement(delivery.message.id, changes), last=True)
-        line.lane.gate.abandoned()
+    async def _unexpired(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
+        """The lifetime has ended: only those recipients go on that were released since, once."""
+        message = delivery.message
+        spared = await self._store.released([message.id], now - RELEASED)
+        ended = [w for w in delivery.recipients if (message.id, w.n) not in spared]
+        return await self._without(line, delivery, [expire(message, w, self.plan.policy, now) for w in ended])
 
     async def _unblocked(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
         """The recipients that may be mailed; the others are suppressed. Asked again before every attempt."""
@@ -203,11 +204,15 @@ class Attempts:
             for waiting in delivery.recipients
             if (block := blocked(message, waiting.recipient.address)) is not None
         ]
-        if not stopped:
+        return await self._without(line, delivery, stopped)
+
+    async def _without(self, line: Line, delivery: Delivery, ended: Sequence[Change]) -> Delivery:
+        """Write down what some recipients end with; what is left of the delivery."""
+        if not ended:
             return delivery
-        gone = {change.after.n for change in stopped}
+        gone = {change.after.n for change in ended}
         stay = tuple(waiting for waiting in delivery.recipients if waiting.n not in gone)
-        written = self._writer.write(line, Settlement(message.id, tuple(stopped)), last=not stay)
+        written = self._writer.write(line, Settlement(delivery.message.id, tuple(ended)), last=not stay)
         if stay:
             await asyncio.wait([written])
         else:

@@ -36,6 +36,7 @@ def policy_of(config: Config) -> Policy:
         lifetime=round(config.retry.lifetime * 1000),
         delay_notice=round(config.retry.delay_notice * 1000),
         notify=config.bounces.notify == "sender",
+        held_lifetime=round(config.retry.held_lifetime * 1000),
     )
 
 

@@ -22,6 +22,8 @@ from relayd.spool.store import Attempt, Change, Delivery, Notice, Settlement, Wa
 _SECOND = 1000
 _LATE = 60_000
 """How late the last attempt may be."""
+RELEASED: Millis = 86_400_000
+"""What was released after its lifetime is attempted once more, within this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Policy:
     """0: never."""
     notify: bool
     """Reports go to the envelope sender."""
+    held_lifetime: Millis
+    """The same as `lifetime`, of what is held."""
 
 
 @quick
@@ -178,7 +182,9 @@ def expire(
     message: Message, waiting: Waiting, policy: Policy, now: Millis, *, reply: str = "", attempts: int | None = None
 ) -> Change:
     """The lifetime has ended without delivery."""
-    reason = f"554 4.4.7 Not delivered within {format_duration(policy.lifetime / _SECOND)}"
+    held = waiting.state is State.HELD
+    lifetime = policy.held_lifetime if held else policy.lifetime
+    reason = f"554 4.4.7 Not delivered within {format_duration(lifetime / _SECOND)}" + ("; it was held" if held else "")
     detail: dict[str, str | int | float | bool | None] = {
         "upstream": waiting.lane,
         "reply": f"{reason}; last reply: {reply}" if reply else reason,

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from relayd.core.ids import MessageId, format_id
-from relayd.core.lifecycle import ATTEMPTABLE, Act
+from relayd.core.lifecycle import ATTEMPTABLE, Act, State
 from relayd.core.mail import Message
 from relayd.core.units import Millis
-from relayd.delivery.settle import Policy, delay, expire, move, steer
+from relayd.delivery.settle import RELEASED, Policy, delay, expire, move, steer
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Delivery, Settlement, Store
 
 _BATCH = 1000
 _ATTEMPTABLE = QueueFilter(states=ATTEMPTABLE)
+_HELD = QueueFilter(states=frozenset({State.HELD}))
 
 
 class Queue(Protocol):
@@ -117,13 +118,26 @@ class Steering:
         return done
 
     async def expire(self) -> int:
-        """End what is past its lifetime, whatever state its upstream is in. How many recipients that was."""
+        """End what is past its lifetime, whatever state its upstream is in. How many recipients that was.
+
+        What is held has a lifetime of its own; what was released after its end is given time for one more attempt.
+        """
+        spared: frozenset[tuple[MessageId, int]] = frozenset()
+
+        async def overdue(accepted_before: Millis, limit: int) -> Sequence[Delivery]:
+            nonlocal spared
+            found = await self._store.overdue(accepted_before, limit)
+            spared = await self._store.released([each.message.id for each in found], self._clock() - RELEASED)
+            return found
 
         def expired(delivery: Delivery, now: Millis) -> Settlement:
-            changes = tuple(expire(delivery.message, w, self.policy, now) for w in delivery.recipients)
-            return Settlement(delivery.message.id, changes)
+            message = delivery.message
+            ended = [waiting for waiting in delivery.recipients if (message.id, waiting.n) not in spared]
+            return Settlement(message.id, tuple(expire(message, waiting, self.policy, now) for waiting in ended))
 
-        return await self._sweep(self._store.overdue, self.policy.lifetime, expired)
+        count = await self._sweep(overdue, self.policy.lifetime, expired)
+        spared = frozenset()
+        return count + await self._sweep(self._store.held, self.policy.held_lifetime, expired, _HELD)
 
     async def tell_delays(self) -> int:
         """Owe a delay notice for what has waited long enough. How many recipients that was."""
@@ -145,11 +159,12 @@ class Steering:
         find: Callable[[Millis, int], Awaitable[Sequence[Delivery]]],
         age: Millis,
         change: Callable[[Delivery, Millis], Settlement],
+        wanted: QueueFilter = _ATTEMPTABLE,
     ) -> int:
         """Change everything that was accepted longer ago than `age`, batch by batch."""
         changed = 0
         while found := await find(self._clock() - age, _BATCH):
-            written, _ = await self._change(found, _ATTEMPTABLE, change)
+            written, _ = await self._change(found, wanted, change)
             changed += sum(len(settlement.changes) for settlement in written)
             if not written:
                 break  # what is being sent now is met again in the next round

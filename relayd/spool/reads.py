@@ -31,6 +31,8 @@ SKEW: Millis = 86_400_000
 WAITING = "state < 3"
 """To be tried: queued, deferred, uncertain."""
 UNDELAYED = "state < 3 AND delayed = 0"
+HELD = "due IS NULL AND state < 10 AND state = 3"
+"""As the index of what is parked has it, and of that the held."""
 UNFINISHED = "state < 10"
 """Waiting, held or parked."""
 
@@ -309,6 +311,20 @@ def put_by_hand(db: sqlite3.Connection, messages: Sequence[MessageId]) -> list[t
         ):
             last[message, n] = orjson.loads(detail)
     return [(*place, detail["upstream"]) for place, detail in last.items() if detail.get("by")]
+
+
+def released(db: sqlite3.Connection, messages: Sequence[MessageId], since: Millis) -> list[tuple[MessageId, int]]:
+    """Recipients released since a moment, and neither attempted nor held again."""
+    last: dict[tuple[MessageId, int], tuple[str, Millis]] = {}
+    for some in _slices(messages):
+        marks = ", ".join("?" * len(some))
+        for message, n, kind, at in db.execute(
+            f"SELECT message, n, kind, at FROM event WHERE message IN ({marks})"  # noqa: S608
+            " AND kind IN ('released', 'deferred', 'uncertain', 'held') ORDER BY id",
+            some,
+        ):
+            last[message, n] = kind, at
+    return [place for place, (kind, at) in last.items() if kind == "released" and at >= since]
 
 
 def _has_content(db: sqlite3.Connection, message: MessageId) -> bool:

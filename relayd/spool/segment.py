@@ -117,7 +117,7 @@ class Segment:
         self._orphans: list[MessageId] = []
         self._unmeasured = 0
         self._committing: asyncio.Task[None] | None = None
-        self._marks = {reads.WAITING: _Mark(), reads.UNDELAYED: _Mark()}
+        self._marks = {reads.WAITING: _Mark(), reads.UNDELAYED: _Mark(), reads.HELD: _Mark()}
 
     def __repr__(self) -> str:
         return f"<Segment {self.path.parent.name}/{self.path.name}>"
@@ -217,6 +217,8 @@ class Segment:
                     waits.touched(item.message)
                 if item.undelayed:
                     undelayed.touched(item.message)
+                if item.held:
+                    self._marks[reads.HELD].touched(item.message)
             events += result.events
             if item.future.done():
                 continue

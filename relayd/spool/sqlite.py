@@ -134,14 +134,16 @@ class SqliteStore:
             return future
         updates: list[object] = []
         event_rows: list[object] = []
-        final = waits = undelayed = False
+        final = waits = undelayed = held = False
         for change in settlement.changes:
             updates += _update_row(message, change)
             event_rows += codec.event_row(change.event)
             state = change.after.state
             if state.final:
                 final = True
-            elif state is not State.HELD:
+            elif state is State.HELD:
+                held = True
+            else:
                 waits = True
                 undelayed = undelayed or not change.after.delayed
         attempt = settlement.attempt
@@ -157,6 +159,7 @@ class SqliteStore:
                 final,
                 waits,
                 undelayed,
+                held,
             )
         )
         return future
@@ -378,6 +381,10 @@ class SqliteStore:
         """Waiting recipients (deferred, paused, uncertain; not held) of messages accepted before that moment."""
         return await self._after_mark(reads.WAITING, accepted_before, limit)
 
+    async def held(self, accepted_before: Millis, limit: int) -> list[Delivery]:
+        """Held recipients of messages accepted before that moment."""
+        return await self._after_mark(reads.HELD, accepted_before, limit)
+
     async def undelayed(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients accepted before that moment about which no delay notice was considered yet."""
         return await self._after_mark(reads.UNDELAYED, accepted_before, limit)
@@ -404,12 +411,22 @@ class SqliteStore:
     async def put_by_hand(self, messages: Sequence[MessageId]) -> frozenset[tuple[MessageId, int, str]]:
         """Recipients whose last move was an operator's: message, n and the lane that they were put into."""
         found: list[tuple[MessageId, int, str]] = []
+        for segment, some in (await self._homes(messages)).items():
+            found += await segment.read(reads.put_by_hand, some)
+        return frozenset(found)
+
+    async def released(self, messages: Sequence[MessageId], since: Millis) -> frozenset[tuple[MessageId, int]]:
+        """Recipients released since that moment, and neither attempted nor held again."""
+        found: list[tuple[MessageId, int]] = []
+        for segment, some in (await self._homes(messages)).items():
+            found += await segment.read(reads.released, some, since)
+        return frozenset(found)
+
+    async def _homes(self, messages: Sequence[MessageId]) -> dict[Segment, list[MessageId]]:
         homes: dict[Segment, list[MessageId]] = {}
         for message in messages:
             homes.setdefault(await self._shelf.open_home(message), []).append(message)
-        for segment, some in homes.items():
-            found += await segment.read(reads.put_by_hand, some)
-        return frozenset(found)
+        return homes
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""

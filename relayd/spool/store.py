@@ -252,6 +252,12 @@ class Store(Protocol):
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients (deferred, paused, uncertain; not held) of messages accepted before that moment."""
 
+    async def held(self, accepted_before: Millis, limit: int) -> list[Delivery]:
+        """Held recipients of messages accepted before that moment."""
+
+    async def released(self, messages: Sequence[MessageId], since: Millis) -> frozenset[tuple[MessageId, int]]:
+        """Recipients released since that moment, and neither attempted nor held again."""
+
     async def undelayed(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients accepted before that moment about which no delay notice was considered yet."""
 

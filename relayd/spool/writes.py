@@ -69,6 +69,8 @@ class Settle:
     """Some recipient goes on waiting."""
     undelayed: bool
     """Some recipient goes on waiting, and no delay notice was considered for it."""
+    held: bool
+    """Some recipient is held."""
 
 
 @dataclass(slots=True)

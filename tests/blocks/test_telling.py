@@ -22,7 +22,7 @@ BLOCK = Block(7, "a@example.org", EVERYTHING, "user-unknown", "550 5.1.1 nobody"
 
 
 def policy(*, notify: bool = True) -> Policy:
-    return Policy(parse_schedule("1m*"), 1000, 0, notify)
+    return Policy(parse_schedule("1m*"), 1000, 0, notify, 1000)
 
 
 @pytest.mark.parametrize(

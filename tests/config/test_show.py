@@ -22,7 +22,12 @@ def test_defaults_are_filled_in_and_units_are_those_of_operators(tmp_path: Path)
     assert shown["data_dir"] == str(tmp_path / "var")
     assert shown["limits"]["message_size"] == "50MiB"
     assert shown["limits"]["idle"] == "5m"
-    assert shown["retry"] == {"schedule": "1m, 5m*2, 15m, 1h*3, 4h*", "lifetime": "5d", "delay_notice": "4h"}
+    assert shown["retry"] == {
+        "schedule": "1m, 5m*2, 15m, 1h*3, 4h*",
+        "lifetime": "5d",
+        "held_lifetime": "30d",
+        "delay_notice": "4h",
+    }
     assert shown["spool"]["min_free"] == "5%"
     assert shown["listeners"][0]["bind"] == ["127.0.0.1:0"]
 

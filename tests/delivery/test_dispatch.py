@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -475,7 +476,7 @@ async def test_two_acts_at_once_do_not_undo_each_other(world: World) -> None:
     mails = [await world.accept(f"r{n}@example.org") for n in range(50)]
     await until(lambda: world.watcher.paused_now.get("acme", False) and world.dispatcher.in_hand() == 0)
     delay = world.steering
-    delay.policy = type(delay.policy)(delay.policy.schedule, delay.policy.lifetime, 1, notify=True)
+    delay.policy = replace(delay.policy, delay_notice=1)
     world.clock.advance(1)
     held, _ = await asyncio.gather(delay.act(Act.HOLD, QueueFilter(), by="test"), delay.tell_delays())
     if held.busy:

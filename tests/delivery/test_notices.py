@@ -20,7 +20,7 @@ from tests.support.clock import Clock
 from tests.support.dispatching import until
 from tests.support.mail import CONTENT, make_message, make_settlement, make_waiting
 
-POLICY = Policy(parse_schedule("1m*"), lifetime=10**9, delay_notice=0, notify=True)
+POLICY = Policy(parse_schedule("1m*"), lifetime=10**9, delay_notice=0, notify=True, held_lifetime=10**9)
 
 
 class Door:

@@ -17,7 +17,13 @@ from tests.support.mail import make_message
 
 ACCEPTED = 1_800_000_000_000
 HOUR = 3_600_000
-POLICY = Policy(parse_schedule("1m, 5m*2, 15m, 1h*"), lifetime=5 * 24 * HOUR, delay_notice=4 * HOUR, notify=True)
+POLICY = Policy(
+    parse_schedule("1m, 5m*2, 15m, 1h*"),
+    lifetime=5 * 24 * HOUR,
+    delay_notice=4 * HOUR,
+    notify=True,
+    held_lifetime=30 * 24 * HOUR,
+)
 MESSAGE = make_message(accepted_at=ACCEPTED)
 TAKEN = Outcome(OutcomeKind.DELIVERED, Stage.DOT, Reply(250, "2.0.0", "ok"), "delivered")
 NO_USER = Outcome(OutcomeKind.REJECTED, Stage.RCPT, Reply(550, "5.1.1", "no such user"), "user-unknown")

@@ -222,7 +222,7 @@ class World:
                 on_uncertain=self.on_uncertain,
                 **facts,  # type: ignore[arg-type]
             )
-        policy = Policy(parse_schedule("1m, 5m*"), self.lifetime, 0, notify=True)
+        policy = Policy(parse_schedule("1m, 5m*"), self.lifetime, 0, notify=True, held_lifetime=6 * self.lifetime)
         return Plan(upstreams, RouteTable(table, self.overflows), SigningPool(Signer([], self.clock)), policy, window)
 
     async def open(self, plan: Plan) -> None:
