@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.torture.catalogue import TRIALS
-from tests.torture.trial import Context, Result, Trial, attempt
+from tests.torture.trial import SHOWN, Context, Result, Trial, attempt
 
 EPILOG = """\
 Every trial tries to break one promise of docs/reliability.md, on the loopback only, for as long as --minutes says. The
@@ -85,7 +85,7 @@ def table(results: Sequence[Result], seed: int, minutes: float) -> str:
                 f"{figure:,}" if isinstance(figure, int) else f"{figure:,.3g}" if isinstance(figure, float) else figure
             )
             lines.append(f"| {result.trial.name} | {what} | {shown} |")
-    broken = [f"- {result.trial.name}: {each}" for result in results for each in result.broken[:20]]
+    broken = [f"- {result.trial.name}: {each}" for result in results for each in result.broken[:SHOWN]]
     return "\n".join([*lines, *(["", "Broken:", "", *broken] if broken else []), ""])
 
 

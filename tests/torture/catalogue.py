@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.torture import reload
+from tests.torture import backlog, reload, restart
 from tests.torture.trial import Trial
 
-TRIALS: tuple[Trial, ...] = (reload.TRIAL,)
+TRIALS: tuple[Trial, ...] = (
+    backlog.TRIAL,
+    reload.TRIAL,
+    restart.TRIAL,
+)

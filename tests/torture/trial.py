@@ -32,8 +32,8 @@ Figures = Mapping[str, str | int | float]
 
 Run = Callable[["Context"], Awaitable[Figures]]
 
-SHOWN = 20
-"""Broken promises that are told one by one."""
+SHOWN, LONGEST = 20, 500
+"""Broken promises that are told one by one, and characters of each."""
 
 
 @dataclass
@@ -55,6 +55,11 @@ class Context:
         self._began = time.monotonic()
 
     @property
+    def timed(self) -> bool:
+        """Are waits judged? Not in a single round: the fast part of the suite shares its machine with other tests."""
+        return self.minutes > 0
+
+    @property
     def left(self) -> float:
         """Seconds until its time is up; never below 0."""
         return max(0.0, self._began + self.minutes * 60 - time.monotonic())
@@ -69,9 +74,9 @@ class Context:
     def promise(self, kept: object, otherwise: str) -> None:
         """Note a broken promise and go on. What makes going on senseless is raised as AssertionError."""
         if not kept:
-            self.broken.append(otherwise)
+            self.broken.append(otherwise[:LONGEST])
             if len(self.broken) <= SHOWN:
-                self.say(f"BROKEN: {otherwise}")
+                self.say(f"BROKEN: {self.broken[-1]}")
 
 
 @dataclass(frozen=True, slots=True)
