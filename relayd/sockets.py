@@ -151,16 +151,16 @@ def rebind(config: Config, old: Sockets | None, *, reuse_port: bool = False, lik
 
 
 def shares(inherited: Sequence[socket.socket], processes: int) -> list[Sockets]:
-    """What each process may take of sockets from an earlier run: of each address one. What is left over is closed.
-
-    A socket that is alone at its address by its making cannot be one of several: it is closed, too.
-    """
+    """What each process may take of sockets from an earlier run: of each address one. What is left over is closed."""
     found: list[list[socket.socket]] = [[] for _ in range(processes)]
     taken: Counter[tuple[int, Any]] = Counter()
     for sock in inherited:
         place = sock.family, sock.getsockname()
-        shared = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
-        if taken[place] < processes and (processes == 1 or shared):
+        if taken[place] < processes:
+            if processes > 1:
+                # One process alone, or a socket unit, made it for itself. It must not be replaced: the service manager
+                # holds it, too, so that the address would stay taken.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             found[taken[place]].append(sock)
             taken[place] += 1
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from relayd.config.models import Config
-from relayd.sockets import BindError, Sockets, address_of, bind, rebind
+from relayd.sockets import BindError, Sockets, address_of, bind, rebind, shares
 from tests.operations.configs import config
 
 
@@ -115,3 +116,22 @@ def test_keep_prefers_our_own_object_and_closes_the_duplicate(opened: list[Socke
     twin = duplicate.smtp["local"][0]
     assert ours.keep(duplicate).smtp["local"][0] is ours.smtp["local"][0]
     assert twin.fileno() == -1
+
+
+def test_what_one_process_listened_on_is_one_of_several_after_a_restart_with_more(opened: list[Sockets]) -> None:
+    before = bind(local("127.0.0.1:0"))
+    opened.append(before)  # as the service manager has it, from which it cannot be taken away
+    [kept] = before
+    wanted = local(address_of(kept))
+    first, second = shares([kept.dup()], 2)
+    opened.append(rebind(wanted, first, reuse_port=True))
+    opened.append(rebind(wanted, second, reuse_port=True, like=opened[-1]))
+    assert opened[1].addresses() == opened[2].addresses() == before.addresses()
+    accepted = [0, 0]
+    with contextlib.ExitStack() as clients:
+        while not all(accepted):
+            clients.enter_context(socket.create_connection(kept.getsockname()))
+            for place, sockets in enumerate(opened[1:]):
+                with contextlib.suppress(BlockingIOError):
+                    clients.enter_context(next(iter(sockets)).accept()[0])
+                    accepted[place] += 1

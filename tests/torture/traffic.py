@@ -58,9 +58,13 @@ class Traffic:
         tasks = [asyncio.create_task(self._client(), name=f"client {n}") for n in range(self.clients)]
         try:
             yield
-        finally:
-            self._stopping = True
-            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        self._stopping = True
+        await asyncio.gather(*tasks)
 
     async def more(self, count: int = 1) -> None:
         """Wait until so many more mails were promised."""
