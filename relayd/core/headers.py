@@ -227,12 +227,17 @@ def assemble(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()
 
     A message without any header gets the empty line that keeps its first line from being read as one.
     """
+    return b"".join(assembly(content, prepend=prepend, drop=drop))
+
+
+def assembly(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()) -> list[bytes | memoryview]:
+    """What `assemble` puts together, in pieces: the body of a big message is not copied here."""
     names = {name.lower().encode() for name in drop}
     lowered = _quick(content)
     if lowered is not None and not any(b"\r\n%b:" % name in lowered for name in names):
-        return prepend + content
+        return [prepend, content]
     block = scan(content)
-    pieces = [prepend]
+    pieces: list[bytes | memoryview] = [prepend]
     position = 0
     for name, start, end in block.fields:
         if name in names:
@@ -241,8 +246,8 @@ def assemble(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()
     if prepend and block.body == block.end < len(content) and all(name in names for name, _, _ in block.fields):
         pieces += [content[position : block.end], b"\r\n"]
         position = block.end
-    pieces.append(content[position:])
-    return b"".join(pieces)
+    pieces.append(memoryview(content)[position:])
+    return pieces
 
 
 def received(origin: Origin, *, hostname: str, id_text: str, at: Millis, recipient: str | None = None) -> bytes:

@@ -26,6 +26,7 @@ from relayd.core.address import AddressError, to_ascii
 from relayd.core.canonical import relaxed_field, relaxed_pieces
 from relayd.core.headers import FOLD_AT, HeaderBlock, scan
 from relayd.core.units import Millis
+from relayd.spool.joining import join
 
 MIN_RSA_BITS = 1024
 INLINE = 256 * 1024
@@ -263,7 +264,7 @@ class SigningPool:
         return await asyncio.get_running_loop().run_in_executor(executor, self._signed, content, from_domain)
 
     def _signed(self, content: bytes, from_domain: str) -> bytes:
-        return self.signer.sign(content, from_domain) + content
+        return join([self.signer.sign(content, from_domain), content])
 
     def close(self) -> None:
         """Let the threads end; what they are at is finished first. The pool goes on working, without them."""

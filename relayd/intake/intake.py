@@ -244,7 +244,7 @@ class Intake:
                 refused = await self._rate(session.credential.username)
             if refused is not None:
                 return self._refuse(refused, listener)
-            kept = self._preparer.prepare(
+            kept = await self._preparer.prepare(
                 number=self._store.mint(),
                 now=self._clock(),
                 origin=origin_of(session, envelope),
@@ -275,7 +275,7 @@ class Intake:
         """
         if self._disk.low or not self.memory.room(len(content)):
             raise StoreFullError("no room for fetched mail now")
-        kept = self._preparer.prepare(
+        kept = await self._preparer.prepare(
             number=self._store.mint(),
             now=self._clock(),
             origin=Origin(f"mailbox {mailbox}", host, protocol="IMAP", inbound=True),
@@ -300,7 +300,7 @@ class Intake:
         envelope = Envelope("", body=body, smtputf8=smtputf8)
         origin = Origin(REPORT_LISTENER, "", self._hostname, protocol="LOCAL")
         facts = self._preparer.facts(content)
-        kept = self._preparer.prepare(
+        kept = await self._preparer.prepare(
             number=self._store.mint(),
             now=self._clock(),
             origin=origin,

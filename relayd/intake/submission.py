@@ -1,6 +1,6 @@
 """Makes what is kept of what was received: our headers added, the message's facts read, a lane for each recipient.
 
-Pure: clock reading, id and routing are given. Keeping it and handing it on is intake.py's.
+Clock reading, id and routing are given. Keeping it and handing it on is intake.py's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from relayd.core.units import Millis
 from relayd.intake.cidr import Peer
 from relayd.intake.session import ClientSession
 from relayd.intake.urgency import RoutePriority, Urgency
+from relayd.spool.joining import joined
 from relayd.spool.store import Delivery, Waiting
 
 
@@ -89,7 +90,7 @@ class Preparer:
         """What relayd wants to know of a header."""
         return headers.facts(content, self._campaign, self._labels)
 
-    def prepare(
+    async def prepare(
         self,
         *,
         number: MessageId,
@@ -117,7 +118,7 @@ class Preparer:
         if not facts.has_message_id and not origin.inbound:
             front += headers.message_id_header(id_text, self._hostname)
             message_id = f"<{id_text}@{self._hostname}>"
-        kept = headers.assemble(content, prepend=front, drop=() if origin.inbound else self._drop)
+        kept = await joined(headers.assembly(content, prepend=front, drop=() if origin.inbound else self._drop))
         message = Message(
             number,
             now,

@@ -17,6 +17,7 @@ from relayd.listener.ends import Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.parameters import parse_mail, parse_rcpt
 from relayd.listener.stream import Stream
+from relayd.spool.joining import joined
 
 if TYPE_CHECKING:
     from relayd.intake.session import ClientSession
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 OVERSIZE_FACTOR = 4
 """A message that is refused already is read on to its end, but not beyond so many times the largest size."""
-JOIN_APART = 4 * 1024**2
-"""Octets from which content is joined in a thread, so that other sessions don't wait for the copying."""
 SMALL_CHUNK = 1024
 """Chunks below so many octets count as commands without a mail: nobody sends a message by the octet."""
 
@@ -241,12 +240,7 @@ class Transaction(Stream):
         if content.fault is not None:
             self.unproductive()
             raise Refused(*_FAULTS[content.fault])
-        pieces = content.pieces()
-        if content.size > JOIN_APART:
-            octets = await asyncio.to_thread(b"".join, pieces)
-        else:
-            octets = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        del pieces
+        octets = await joined(content.pieces())
         if content.has_nul and await asyncio.to_thread(hides_end, octets):
             self.unproductive()
             raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)

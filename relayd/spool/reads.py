@@ -18,6 +18,7 @@ from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.spool import codec
 from relayd.spool.filter import QueueFilter
+from relayd.spool.joining import join
 from relayd.spool.schema import STATE_CODE
 from relayd.spool.store import Delivery, History, NoSuchMessageError, Waiting
 
@@ -249,7 +250,7 @@ def content(db: sqlite3.Connection, message: MessageId) -> bytes:
     parts = [part for (part,) in db.execute("SELECT octets FROM part WHERE message = ? ORDER BY part", (message,))]
     if not parts:
         raise NoSuchMessageError("the content is not kept any more")
-    return b"".join(parts)
+    return join(parts)
 
 
 def bodies(db: sqlite3.Connection, after: MessageId, before: MessageId, limit: int) -> list[MessageId]:

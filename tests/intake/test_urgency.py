@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -65,15 +66,17 @@ def prepared(header: bytes, *to: str, credential: str | None = None, inbound: bo
     preparer = Preparer(CONFIG, lambda message, recipient: "sandbox", by_route)
     content = MAIL + header + b"\r\nHello\r\n"
     origin = Origin("submission", "192.0.2.9", "app", credential)
-    return preparer.prepare(
-        number=1 << 40,
-        now=1_750_000_000_000,
-        origin=replace(origin, inbound=inbound),
-        envelope=Envelope("a@shop.example.com"),
-        recipients=[Recipient(address) for address in to],
-        content=content,
-        facts=preparer.facts(content),
-        trace=False,
+    return asyncio.run(
+        preparer.prepare(
+            number=1 << 40,
+            now=1_750_000_000_000,
+            origin=replace(origin, inbound=inbound),
+            envelope=Envelope("a@shop.example.com"),
+            recipients=[Recipient(address) for address in to],
+            content=content,
+            facts=preparer.facts(content),
+            trace=False,
+        )
     )
 
 
