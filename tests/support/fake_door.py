@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import SecretStr
+
 from relayd.config.models import Credential
 from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
@@ -59,7 +61,7 @@ class FakeDoor:
         self.attempts.append((username, password))
         if self.logins.get(username) != password:
             return WRONG_LOGIN
-        session.credential = Credential(username=username, password="$argon2id$x")  # type: ignore[arg-type]
+        session.credential = Credential(username=username, password=SecretStr("$argon2id$x"))
         return Reply(235, "2.7.0", "Welcome")
 
     def mail(self, session: ClientSession, envelope: Envelope, size: int) -> Reply | None:

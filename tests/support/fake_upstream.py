@@ -125,6 +125,7 @@ class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     buffer: bytearray = field(default_factory=bytearray)
+    heard: bytearray = field(default_factory=bytearray)
     tls: str | None = None
     username: str | None = None
     mail: ReceivedMail | None = None
@@ -214,6 +215,7 @@ class _Connection:
         if not data:
             raise _GoneError
         self.buffer += data
+        self.heard += data
 
     async def line(self) -> str:
         while (end := self.buffer.find(b"\r\n")) < 0:
@@ -382,6 +384,8 @@ class FakeUpstream:
         self.require_auth = require_auth
         self.data_without_recipients = data_without_recipients
         self.commands: list[str] = []
+        self.heard: list[bytearray] = []
+        """All octets of each connection, as they came."""
         self.logins: list[Login] = []
         self.mails: list[ReceivedMail] = []
         self.connections = 0
@@ -459,7 +463,9 @@ class FakeUpstream:
         assert task is not None
         self._tasks.add(task)
         try:
-            await _Connection(self, reader, writer).run()
+            connection = _Connection(self, reader, writer)
+            self.heard.append(connection.heard)
+            await connection.run()
         except (_GoneError, OSError, asyncio.CancelledError):
             pass  # the script or the client ended it; so does the server when the test is over
         finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from tests.torture import backlog, reload, restart
+from tests.torture import backlog, fuzz, relaying, reload, restart, smuggling
 from tests.torture.trial import Trial
 
 TRIALS: tuple[Trial, ...] = (
+    smuggling.TRIAL,
+    relaying.TRIAL,
+    fuzz.TRIAL,
     backlog.TRIAL,
     reload.TRIAL,
     restart.TRIAL,
