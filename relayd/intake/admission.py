@@ -70,6 +70,8 @@ class ConnectFacts:
     in_network: bool
     guessing: bool
     """Its address or network has failed too many logins."""
+    proxy: bool = False
+    """It has not named its client yet (XCLIENT)."""
 
 
 @dataclass(slots=True)
@@ -154,7 +156,8 @@ def _draining(facts: ConnectFacts | MailFacts) -> Refused | None:
 def _network_alone(facts: ConnectFacts) -> Refused | None:
     # network-and-auth too: no login could help, so there is no reason to let anyone try passwords
     needs = facts.access in {Access.NETWORK, Access.NETWORK_AND_AUTH}
-    return NO_ACCESS_AT_CONNECT if needs and not facts.in_network else None
+    # a proxy need not be in a network itself, which would let all its clients in: without a client it fails at MAIL
+    return NO_ACCESS_AT_CONNECT if needs and not facts.in_network and not facts.proxy else None
 
 
 def _guessing(facts: ConnectFacts) -> Refused | None:

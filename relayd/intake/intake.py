@@ -137,7 +137,11 @@ class Intake:
         session.network = self._networks.lookup(session.peer, listener.networks)
         refused = admission.connect(
             admission.ConnectFacts(
-                self.draining, listener.access, session.network is not None, self._guesses.blocked(session.peer)
+                self.draining,
+                listener.access,
+                session.network is not None,
+                self._guesses.blocked(session.peer),
+                session.proxy,
             ),
             inbound=listener.role is Role.INBOUND,
         )

@@ -26,6 +26,8 @@ class ClientSession:
     credential: Credential | None = None
     network: str | None = None
     """Name of the network that lets the client in (its CIDR where the listener names none); None: not in any."""
+    proxy: bool = False
+    """The peer may still name the client that it speaks for: refused as itself at MAIL, not at once."""
     mails: int = 0
     """Mails accepted in this session."""
     labels: dict[str, str] = field(default_factory=dict)

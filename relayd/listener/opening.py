@@ -135,6 +135,7 @@ class Opening(Login):
 
     def greet(self) -> None:
         """Ask intake, then say hello (also behind XCLIENT). Raises Goodbye."""
+        self.client.proxy = self.peer_proxies
         refused = self.server.door.connect(self.client)
         if refused is not None:
             raise Goodbye(refused)
