@@ -43,7 +43,9 @@ from tests.torture.trial import Context, Figures, Trial
 
 CELLS = 120
 """In one round."""
-AT_ONCE = 8
+AT_ONCE = 32
+TRIES = 4
+"""A PROXY header that comes late on a busy machine is refused, which is safe: so who should relay may try again."""
 PATIENCE = 30.0
 PASSWORD = "open sesame"
 NETWORKS = ["127.0.1.0/24", "127.0.3.1/32", "192.0.2.0/24", "2001:db8::/32", "::ffff:198.51.100.0/120"]
@@ -207,6 +209,12 @@ class Site:
 
     async def try_one(self, cell: Cell) -> bool:
         """Play the attacker; whether the mail was kept."""
+        for _ in range(TRIES if cell.relays else 1):
+            if await self._attempt(cell):
+                return True
+        return False
+
+    async def _attempt(self, cell: Cell) -> bool:
         recipient = f"cell{next(self.numbers)}@example.net"
         host = {"v4": "127.0.0.1", "mapped": "127.0.0.1", "v6": "::1"}[cell.family]
         port = self.ports[cell.access, _listener_tls(cell.tls), cell.family]
@@ -370,7 +378,7 @@ async def site(context: Context) -> AsyncIterator[Site]:
         server = ListenerServer(
             listener, config.limits, intake, server_context("good"), Quiet(), clock, "relay.test", counter
         )
-        server.proxy_start_timeout = 0.05  # for proxies that are silent, or use XCLIENT
+        server.proxy_start_timeout = 0.5  # for proxies that are silent, or use XCLIENT
         sockets = {family: _socket(family) for family in ("v4", "mapped", "v6")}
         access, tls = listener.name.split(".", 1)
         made.ports |= {(access, tls, family): sock.getsockname()[1] for family, sock in sockets.items()}
