@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.torture import backlog, fuzz, relaying, reload, restart, smuggling
+from tests.torture import backlog, fuzz, relaying, reload, restart, smuggling, soak
 from tests.torture.trial import Trial
 
 TRIALS: tuple[Trial, ...] = (
@@ -12,4 +12,5 @@ TRIALS: tuple[Trial, ...] = (
     backlog.TRIAL,
     reload.TRIAL,
     restart.TRIAL,
+    soak.TRIAL,
 )

@@ -15,6 +15,8 @@ from tests.support.daemon import PATIENCE
 from tests.support.fake_upstream import FakeUpstream
 
 SENDER = "app@example.com"
+REFUSED = "refused-"
+"""Begins the addresses that upstreams are to refuse."""
 LATER = (0, 421)
 """Replies that mean "come again": the connection ended, or the daemon is about to go."""
 
@@ -40,6 +42,8 @@ class Traffic:
     """Seconds between two things that a client does."""
     rude: bool = True
     """Some break off, send nonsense, or ask for what is refused."""
+    bounces: bool = False
+    """Some mail is to addresses that the upstream refuses: the reports come to the sender."""
     promised: dict[str, int] = field(default_factory=dict)
     """Subjects that were answered with 250, and how many recipients each has."""
     refused_connections: int = 0
@@ -75,6 +79,8 @@ class Traffic:
         acts = [self.one, self.one, self.several, self.chunks]
         if self.rude:
             acts += [self.breaks_off, self.changes_its_mind, self.nonsense]
+        if self.bounces:
+            acts.append(self.to_nobody)
         while not self._stopping:
             act = self.rng.choice(acts)
             began = time.monotonic()
@@ -135,6 +141,11 @@ class Traffic:
         replies = [await client.reply() for _ in range(len(recipients) + 3)]
         self._heard(subject, recipients, next((each for each in replies if each[0] != 250), replies[-1]))
 
+    async def to_nobody(self, client: Client) -> None:
+        """A mail to somebody whom the upstream does not know."""
+        subject, _, content = self._mail()
+        self._heard(subject, [], await client.send(SENDER, [f"{REFUSED}{subject}@example.org"], content))
+
     async def breaks_off(self, client: Client) -> None:
         """Half a mail."""
         await self._begun(client, ["a@example.org"])
@@ -173,7 +184,8 @@ class Arrivals:
         for upstream in self.upstreams:
             for each in upstream.accepted:
                 subject = subject_of(each.content)
-                self.taken.update((subject, recipient) for recipient in each.recipients)
+                # reports to the sender are all alike
+                self.taken.update((subject, recipient) for recipient in each.recipients if recipient != SENDER)
             # what is not accepted may be yet: it has just come
             upstream.mails = [each for each in upstream.mails if not each.accepted and each.at > young]
             del upstream.commands[:]
