@@ -16,7 +16,7 @@ import structlog
 
 from relayd.core.blocking import Block
 from relayd.core.ids import format_id
-from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
+from relayd.core.lifecycle import Act, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message
 from relayd.core.reply import Reply
 from relayd.core.session import ConnectFailedError, Outgoing, Sent, Session
@@ -25,10 +25,20 @@ from relayd.delivery.budget import counted
 from relayd.delivery.crew import Carrier
 from relayd.delivery.line import Line, Plan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
-from relayd.delivery.settle import RELEASED, Facts, expire, move, overdue, settle_attempt, suppress
+from relayd.delivery.settle import RELEASED, Facts, expire, move, overdue, settle_attempt, steer, suppress
 from relayd.delivery.writing import Choose, Writer
 from relayd.spool.filter import QueueFilter
-from relayd.spool.store import Attempt, Change, Delivery, Settlement, Store, Waiting
+from relayd.spool.store import (
+    Attempt,
+    Change,
+    Delivery,
+    NoSuchMessageError,
+    Settlement,
+    Store,
+    StoreError,
+    UnreadableError,
+    Waiting,
+)
 
 BEHIND = 16
 """Transactions of one message that may be sent while what became of earlier ones is not on disk yet: a recipient with a
@@ -119,6 +129,8 @@ class Attempts:
             delivery = await self._unblocked(line, delivery, started)
             if delivery.recipients and not (line.senders and self._put_off(line, delivery, started)):
                 await self._carry(line, carrier, delivery, started)
+        except (NoSuchMessageError, UnreadableError) as error:
+            self._hold(line, delivery, error)
         except Exception:  # noqa: BLE001 - one message must not stop a lane, whatever it does to our code
             self._log.exception("attempt failed", id=format_id(delivery.message.id), upstream=line.plan.name)
             carrier.broken = True
@@ -186,6 +198,26 @@ class Attempts:
         self._writer.write(line, replace(settlement, attempt=None), last=True)
         line.lane.gate.abandoned()
         return True
+
+    def _hold(self, line: Line, delivery: Delivery, error: StoreError) -> None:
+        """What cannot be read waits for an operator; nothing else would help."""
+        self._log.error(
+            "message set aside: its content cannot be read",
+            id=format_id(delivery.message.id),
+            upstream=line.plan.name,
+            error=str(error),
+        )
+        settlement = steer(
+            delivery.message,
+            delivery.recipients,
+            Act.HOLD,
+            self.plan.policy,
+            self._clock(),
+            by="relayd",
+            reason=f"its content in the spool cannot be read: {error}",
+        )
+        self._writer.write(line, settlement, last=True)
+        line.lane.gate.abandoned()
 
     async def _unexpired(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
         """The lifetime has ended: only those recipients go on that were released since, once."""

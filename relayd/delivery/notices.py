@@ -21,7 +21,7 @@ from relayd.core.reply import Reply
 from relayd.core.units import Millis
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.settle import Policy
-from relayd.spool.store import History, NoSuchMessageError, Notice, Store, StoreError, Waiting
+from relayd.spool.store import History, NoSuchMessageError, Notice, Store, StoreError, UnreadableError, Waiting
 
 _BATCH = 100
 _AGAIN = 60.0
@@ -122,7 +122,7 @@ class Reporter:
 
     async def _report_on(self, message: MessageId) -> None:
         history = await self._store.history(message)
-        content = await self._store.content(message) if history.has_content else None
+        content = await self._content(message) if history.has_content else None
         for notice, kind in _KIND.items():
             owed = [waiting for waiting in history.recipients if waiting.notice is notice]
             if notice is Notice.DELAY:
@@ -145,6 +145,14 @@ class Reporter:
             await self._strike(message, owed)
             self._observer.report(notice.value)
             self._log.info("report made", id=format_id(message), kind=notice.value, report=format_id(made))
+
+    async def _content(self, message: MessageId) -> bytes | None:
+        try:
+            return await self._store.content(message)
+        except UnreadableError as error:
+            # the sender is told all the same, only that nothing is quoted
+            self._log.error("a report returns nothing of its mail", id=format_id(message), error=str(error))
+            return None
 
     async def _strike(self, message: MessageId, paid: Sequence[Waiting]) -> None:
         if paid:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,16 +61,33 @@ def damaged_in(directory: Path) -> Iterator[Path]:
         yield from sorted(slot_directory(directory, slot).glob(f"*.db{DAMAGED}"))
 
 
-def version_of(path: Path) -> int | None:
-    """The schema version in the file's header, without opening it as a database; None when it is no database.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first octets of a database say (https://www.sqlite.org/fileformat.html)."""
 
-    Raises OSError.
-    """
+    version: int
+    """Of the schema."""
+    mark: int
+    """schema.OPEN while commits may lie in the WAL."""
+    pages: int
+    """How many the file should have; 0 where that is not known."""
+
+
+def header_of(path: Path) -> Header | None:
+    """The header, without opening it as a database; None when it is no database. Raises OSError."""
     with path.open("rb") as file:
-        header = file.read(100)
-    if len(header) < 100 or not header.startswith(_MAGIC):
+        octets = file.read(100)
+    if len(octets) < 100 or not octets.startswith(_MAGIC):
         return None
-    return int.from_bytes(header[60:64], "big")
+    changes, pages, valid_for = (int.from_bytes(octets[at : at + 4], "big") for at in (24, 28, 92))
+    version, mark = (int.from_bytes(octets[at : at + 4], "big") for at in (60, 68))
+    return Header(version, mark, pages if changes == valid_for else 0)
+
+
+def version_of(path: Path) -> int | None:
+    """The schema version in the header; None when it is no database. Raises OSError."""
+    header = header_of(path)
+    return None if header is None else header.version
 
 
 def make_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import orjson
 
@@ -20,7 +21,7 @@ from relayd.spool import codec
 from relayd.spool.filter import QueueFilter
 from relayd.spool.joining import join
 from relayd.spool.schema import STATE_CODE
-from relayd.spool.store import Delivery, History, NoSuchMessageError, Waiting
+from relayd.spool.store import Delivery, History, NoSuchMessageError, UnreadableError, Waiting
 
 _MANY = 200
 """Ids in one IN (...)."""
@@ -241,16 +242,24 @@ def owing(db: sqlite3.Connection, limit: int) -> list[MessageId]:
 
 
 def content(db: sqlite3.Connection, message: MessageId) -> bytes:
-    """The kept octets. Raises NoSuchMessageError."""
-    row = db.execute("SELECT octets FROM body WHERE message = ?", (message,)).fetchone()
+    """The kept octets, as they were written. Raises NoSuchMessageError, UnreadableError."""
+    row = db.execute("SELECT * FROM body WHERE message = ?", (message,)).fetchone()
     if row is not None:
-        return bytes(row[0])
+        return _checked(row[1:])
     if db.execute("SELECT 1 FROM message WHERE id = ?", (message,)).fetchone() is None:
         raise NoSuchMessageError("no such message")
-    parts = [part for (part,) in db.execute("SELECT octets FROM part WHERE message = ? ORDER BY part", (message,))]
+    parts = [_checked(row[2:]) for row in db.execute("SELECT * FROM part WHERE message = ? ORDER BY part", (message,))]
     if not parts:
         raise NoSuchMessageError("the content is not kept any more")
     return join(parts)
+
+
+def _checked(row: Sequence[Any]) -> bytes:
+    """Octets that still have their CRC. Older files have none."""
+    octets, crc = (*row, None)[:2]
+    if crc is not None and crc32(octets) != crc:
+        raise UnreadableError("its content was changed on the disk")
+    return bytes(octets)
 
 
 def bodies(db: sqlite3.Connection, after: MessageId, before: MessageId, limit: int) -> list[MessageId]:

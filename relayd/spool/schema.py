@@ -11,8 +11,11 @@ from pathlib import Path
 from relayd.core.event import EventKind
 from relayd.core.lifecycle import State
 
-VERSION = 2
+VERSION = 3
 """`PRAGMA user_version` of a segment. A greater one is refused: an older program never touches newer files."""
+OPEN = 0x724C7944
+"""`PRAGMA application_id` in the file itself while commits may lie in its WAL, 0 otherwise: a WAL that is missing then
+was not removed by us (an older program, which knows no such mark, would remove it: hence version 3)."""
 
 STATE_CODE = {
     State.QUEUED: 0,
@@ -55,7 +58,8 @@ CREATE TABLE message (
 -- Bodies lie apart so that scans of the other tables never walk over them.
 CREATE TABLE body (
     message INTEGER PRIMARY KEY,
-    octets BLOB NOT NULL
+    octets BLOB NOT NULL,
+    crc INTEGER                    -- CRC-32 of octets: SQLite itself would not notice a flipped bit
 );
 -- Parts of a large body. They are written over several commits so that others need not wait for all of it;
 -- they count for nothing until the row in message is there.
@@ -63,6 +67,7 @@ CREATE TABLE part (
     message INTEGER NOT NULL,
     part INTEGER NOT NULL,
     octets BLOB NOT NULL,
+    crc INTEGER,
     UNIQUE (message, part)
 );
 CREATE TABLE recipient (
@@ -123,6 +128,7 @@ MIGRATIONS = {
         "DROP INDEX recipient_due",
         "CREATE INDEX recipient_due ON recipient (lane, priority, due, message, n) WHERE due IS NOT NULL",
     ),
+    2: ("ALTER TABLE body ADD COLUMN crc INTEGER", "ALTER TABLE part ADD COLUMN crc INTEGER"),
 }
 """What makes the next version of a segment of this one. Columns are only ever added, at the end, with a default."""
 

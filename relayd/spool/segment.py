@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ import structlog
 from relayd.core.event import Event
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
-from relayd.spool import files, reads, writes
+from relayd.spool import files, reads, schema, writes
 from relayd.spool.connection import Connection, open_reader, open_writer
 from relayd.spool.faults import is_damage, store_error
 from relayd.spool.schema import CHECKPOINT_PAGES, PAGE
@@ -363,7 +364,18 @@ class Segment:
                     await asyncio.to_thread(files.make_segment, self.path)
                     self._make = False
                 self._writer = await open_writer(self.path)
+                await self._mark_open(self._writer)
             return self._writer
+
+    async def _mark_open(self, writer: Connection) -> None:
+        """Before anything is committed to the WAL, the file itself says that it has one."""
+        try:
+            await writer.run(writes.mark, schema.OPEN)
+        except sqlite3.Error as error:
+            if is_damage(error):
+                raise
+            # a full disk: the mark only serves to notice that a WAL was lost
+            structlog.get_logger("relayd.spool").warning("spool_mark_failed", error=str(error))
 
     async def _open_reader(self) -> Connection:
         if self._make:
@@ -401,11 +413,15 @@ class Segment:
         await self.drain()
         async with self._opening:
             connections = (self._reader, self._surveyor, self._keeper, self._writer)
+            writer = self._writer
             # whoever comes from now on waits for the lock, and opens anew
             self._reader = self._surveyor = self._keeper = self._writer = None
-            for connection in connections:
-                if connection is not None:
-                    try:
-                        await connection.close()
-                    except sqlite3.Error as error:
-                        structlog.get_logger("relayd.spool").warning("spool_close_failed", error=str(error))
+            with ExitStack() as held:
+                for connection in connections:
+                    if connection is not None:
+                        try:
+                            if connection is writer:
+                                await connection.run(writes.retire, held)
+                            await connection.close()
+                        except sqlite3.Error as error:
+                            structlog.get_logger("relayd.spool").warning("spool_close_failed", error=str(error))

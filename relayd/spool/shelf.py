@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import structlog
@@ -17,7 +17,7 @@ import structlog
 from relayd.config.models import Spool
 from relayd.core.ids import IdMint, MessageId, format_id, slot_of, time_of
 from relayd.core.units import Millis
-from relayd.spool import files, reads, schema, writes
+from relayd.spool import files, reads, schema, wal, writes
 from relayd.spool.faults import is_damage, store_error
 from relayd.spool.segment import Owner, Segment
 from relayd.spool.store import NoSuchMessageError, StoreError, StoreFullError
@@ -42,7 +42,7 @@ class Shelf:
         if not 0 <= slot < slots:
             raise ValueError(f"slot {slot} of {slots}")
         self.damaged = 0
-        """Segments set aside since the shelf was opened."""
+        """Segments of ours that lie set aside."""
         self.settings = settings
         self._directory = directory
         self._slot = slot
@@ -56,6 +56,8 @@ class Shelf:
         self._roll_at: Millis = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._lost: list[tuple[int, Millis, Millis]] = []
+        """Slot and span of ids of what was set aside since the start: no other segment takes them."""
 
     # ---------------------------------------------------------------- opening and closing
 
@@ -106,6 +108,7 @@ class Shelf:
                     " nothing was changed"
                 )
         files.make_folder(files.slot_directory(self._directory, self._slot))
+        self.damaged = sum(int(path.parent.name) in mine for path in files.damaged_in(self._directory))
         return found
 
     async def _recover(self, slot: int, path: Path) -> None:
@@ -131,8 +134,10 @@ class Shelf:
 
     def _last_possible(self, path: Path) -> MessageId:
         """An id above those of a file that cannot be read, by when it was last written to (if that is credible)."""
-        written = round(path.stat().st_mtime * 1000) + 1
-        return reads.first_id(written) if written <= self._clock() + reads.SKEW else 0
+        parts = [path.with_name(path.name + suffix) for suffix in files.SUFFIXES]
+        written = round(max(part.stat().st_mtime for part in parts if part.exists()) * 1000) + 1
+        lowest = reads.first_id(files.start_of(path))
+        return max(lowest, reads.first_id(written) if written <= self._clock() + reads.SKEW else 0)
 
     def _segment(self, path: Path, slot: int, *, make: bool = False) -> Segment:
         return Segment(path, slot, self._owner, drop_bodies=self.settings.keep_body == 0, make=make)
@@ -234,7 +239,9 @@ class Shelf:
         if segments[-1].start <= at:
             return segments[-1]
         place = bisect_right(segments, at, key=lambda segment: segment.start)
-        return segments[place - 1] if place else None
+        if not place or any(lost[0] == slot_of(message) and lost[1] <= at < lost[2] for lost in self._lost):
+            return None
+        return segments[place - 1]
 
     async def open_home(self, message: MessageId) -> Segment:
         """The segment of an id, to be read from. Raises NoSuchMessageError."""
@@ -264,6 +271,8 @@ class Shelf:
         self._segments[segment.slot].remove(segment)
         if current:
             self._begin_segment(self._clock())
+        later = [other.start for other in self._segments[segment.slot] if other.start > segment.start]
+        self._lost.append((segment.slot, segment.start, min(later, default=reads.LAST)))
         task = asyncio.get_running_loop().create_task(
             self._retire(segment, error), name=f"spool set aside {segment.path.name}"
         )
@@ -285,15 +294,20 @@ class Shelf:
 
 
 def _probe(path: Path) -> tuple[reads.Standing, int]:
-    """Recover a segment after whatever happened to it; what is in it and its size. Raises sqlite3.Error."""
-    with closing(schema.connect(path)) as db:
+    """Recover a segment after whatever happened to it; what is in it and its size. Raises sqlite3.Error, OSError."""
+    if fault := wal.fault(path):
+        raise _damage(fault)
+    with ExitStack() as held, closing(schema.connect(path)) as db:
         if schema.migrate(db) != schema.VERSION:
-            raise _not_a_segment()
+            raise _damage("the file is not a segment")
         writes.drop_unfinished_parts(db)
-        return reads.standing(db), reads.used_octets(db)
+        found = reads.standing(db), reads.used_octets(db)
+        with suppress(sqlite3.OperationalError):  # no room: then the WAL stays
+            writes.retire(db, held)
+        return found
 
 
-def _not_a_segment() -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError("the file is not a segment")
-    error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
+def _damage(text: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(text)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error

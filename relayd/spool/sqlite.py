@@ -78,7 +78,7 @@ class SqliteStore:
 
     @property
     def damaged(self) -> int:
-        """Segments set aside since the store was opened."""
+        """Segments of ours that lie set aside."""
         return self._shelf.damaged
 
     # ---------------------------------------------------------------- writing

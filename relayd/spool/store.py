@@ -36,6 +36,10 @@ class UnwritableError(StoreError):
     """What was asked cannot be written, however often it is tried: the fault lies with it, not with the disk."""
 
 
+class UnreadableError(StoreError):
+    """What is kept of this one message is damaged: it cannot be read as it was written."""
+
+
 class NoSuchMessageError(StoreError):
     """No segment holds this message (never accepted here, or past its keeping time)."""
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import orjson
 
 from relayd.core.event import Event
 from relayd.core.ids import MessageId, format_id
 from relayd.core.units import Millis
-from relayd.spool import codec
+from relayd.spool import codec, schema
 from relayd.spool.store import Amended, NoSuchMessageError, StoreError, UnwritableError
 
 CHUNK = 32
@@ -145,7 +148,7 @@ class Rows:
 
 
 _MESSAGES = Rows("INSERT INTO message VALUES ", 10)
-_BODIES = Rows("INSERT INTO body VALUES ", 2)
+_BODIES = Rows("INSERT INTO body VALUES ", 3)
 _RECIPIENTS = Rows("INSERT INTO recipient VALUES ", 12)
 _EVENTS = Rows("INSERT INTO event (message, n, at, kind, detail) VALUES ", 5)
 _ATTEMPTS = Rows(
@@ -203,7 +206,7 @@ def _together(db: sqlite3.Connection, batch: Batch) -> list[Result]:
         if type(item) is Accept:
             messages += item.row
             if not item.large:
-                bodies += (item.message, item.content)
+                bodies += (item.message, item.content, crc32(item.content))
             recipients += item.recipients
             events += item.event_rows
             results.append(Result(item.events))
@@ -267,7 +270,7 @@ def _alone(db: sqlite3.Connection, item: Item, batch: Batch) -> Result:
     if isinstance(item, Accept):
         _MESSAGES.run(db, item.row)
         if not item.large:
-            _BODIES.run(db, (item.message, item.content))
+            _BODIES.run(db, (item.message, item.content, crc32(item.content)))
         _RECIPIENTS.run(db, item.recipients)
         _EVENTS.run(db, item.event_rows)
         return Result(item.events)
@@ -315,8 +318,8 @@ def _must_exist(db: sqlite3.Connection, message: MessageId) -> None:
 def _write_parts(db: sqlite3.Connection, batch: Batch) -> None:
     for message in batch.orphans:
         db.execute("DELETE FROM part WHERE message = ?", (message,))
-    for part in batch.parts:
-        db.execute("INSERT INTO part VALUES (?, ?, ?)", part)
+    for message, place, octets in batch.parts:
+        db.execute("INSERT INTO part VALUES (?, ?, ?, ?)", (message, place, octets, crc32(octets)))
 
 
 def _drop_bodies(db: sqlite3.Connection, messages: Iterable[MessageId]) -> None:
@@ -407,6 +410,29 @@ def checkpoint(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
+def mark(db: sqlite3.Connection, mark: int) -> None:
+    """Write into the file itself whether its WAL is needed (schema.OPEN) or not (0)."""
+    db.execute(f"PRAGMA application_id = {mark}")
+    checkpoint(db)
+
+
+def retire(db: sqlite3.Connection, held: ExitStack) -> None:
+    """Say in the file that no WAL is needed any more; to be called before the last connection closes and removes it.
+
+    Where that cannot be written (a full disk), `held` gets a connection that keeps the WAL from being removed.
+    """
+    if db.execute("PRAGMA application_id").fetchone()[0] == 0:
+        return
+    try:
+        mark(db, 0)
+    except sqlite3.Error:
+        path = Path(db.execute("PRAGMA database_list").fetchone()[2])
+        keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        held.callback(keeper.close)
+        keeper.execute("PRAGMA schema_version").fetchone()
+        raise
+
+
 def compact(db: sqlite3.Connection) -> bool:
     """Give room back to the disk where over half of a file is free pages; whether it was worth it."""
     (pages,) = db.execute("PRAGMA page_count").fetchone()
@@ -414,5 +440,8 @@ def compact(db: sqlite3.Connection) -> bool:
     if free * 2 <= pages:
         return False
     db.execute("VACUUM")
+    # an empty WAL is as good as none
+    mark(db, 0)
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    mark(db, schema.OPEN)
     return True

@@ -132,7 +132,7 @@ async def test_parts_of_a_message_that_never_came_to_be_are_forgotten(open_store
     mail = await keep(store, content=b"x" * (LARGE + 1))
     await store.close()
     with closing(sqlite3.connect(only(directory))) as db, db:
-        db.execute("INSERT INTO part VALUES (?, 0, ?)", (mail.message.id + 1, b"y" * PART))
+        db.execute("INSERT INTO part VALUES (?, 0, ?, NULL)", (mail.message.id + 1, b"y" * PART))
     store = await open_store()
     assert await store.content(mail.message.id) == b"x" * (LARGE + 1)
     await store.close()
