@@ -74,17 +74,19 @@ def _codes(*states: State) -> str:
     return ", ".join(str(STATE_CODE[state]) for state in states)
 
 
-_TRIED = _codes(State.QUEUED, State.DEFERRED, State.UNCERTAIN)
-_ALLOWED = {
-    "accepted": _codes(State.QUEUED, State.HELD, State.DEFERRED, State.UNCERTAIN),
+TRIED = (State.QUEUED, State.DEFERRED, State.UNCERTAIN)
+ALLOWED = {
+    "accepted": (*TRIED, State.HELD),
     # an upstream's own trouble leaves the state as it was
-    "deferred": _TRIED,
-    "uncertain": _codes(State.UNCERTAIN),
-    "held": _codes(State.HELD),
-    "released": _TRIED,
-    **{kind.value: _codes(state) for kind, state in FINAL_EVENT.items()},
+    "deferred": TRIED,
+    "uncertain": (State.UNCERTAIN,),
+    "held": (State.HELD,),
+    "released": TRIED,
+    **{kind.value: (state,) for kind, state in FINAL_EVENT.items()},
 }
 """The states that may follow each event that bears on the state; the others (delayed, retried) change none."""
+CONTENT_LOST = "content_lost"
+"""Detail of the event by which mail ended, or that was added to it, when damage to the disk had taken its content."""
 
 _CHECKS = (
     (
@@ -135,18 +137,20 @@ _CHECKS = (
     ),
     (
         "waits for an attempt, but no time is set for it",
-        f"SELECT message, n FROM recipient WHERE state IN ({_codes(State.QUEUED, State.DEFERRED)}) AND due IS NULL",  # noqa: S608
+        f"SELECT message, n FROM recipient WHERE state IN ({_codes(*TRIED[:2])}) AND due IS NULL",  # noqa: S608
     ),
     (
         "has a time for an attempt, but does not wait for one",
-        f"SELECT message, n FROM recipient WHERE state NOT IN ({_TRIED}) AND due IS NOT NULL",  # noqa: S608
+        f"SELECT message, n FROM recipient WHERE state NOT IN ({_codes(*TRIED)}) AND due IS NOT NULL",  # noqa: S608
     ),
     (
         "still needs its content, which is not whole",
-        "SELECT r.message, r.n FROM recipient r JOIN message m ON m.id = r.message"
+        "SELECT r.message, r.n FROM recipient r JOIN message m ON m.id = r.message"  # noqa: S608
         " WHERE (r.state < 10 OR r.notice IS NOT NULL) AND m.size != COALESCE("
         "(SELECT LENGTH(b.octets) FROM body b WHERE b.message = r.message),"
-        " (SELECT SUM(LENGTH(p.octets)) FROM part p WHERE p.message = r.message), -1)",
+        " (SELECT SUM(LENGTH(p.octets)) FROM part p WHERE p.message = r.message), -1)"
+        " AND NOT (r.state >= 10 AND EXISTS (SELECT 1 FROM event e WHERE e.message = r.message AND e.n = r.n"
+        f" AND json_extract(COALESCE(e.detail, '{{}}'), '$.{CONTENT_LOST}') IS NOT NULL))",
     ),
 )
 
@@ -165,7 +169,7 @@ def audit(directory: Path) -> AuditReport:
         report.segments += 1
         with closing(db):
             try:
-                _audit_segment(db, str(path), report)
+                audit_segment(db, str(path), report)
             except sqlite3.Error as error:
                 report.add(Discrepancy(str(path), None, None, f"cannot be read: {error}"))
     for path in files.damaged_in(directory):
@@ -173,7 +177,8 @@ def audit(directory: Path) -> AuditReport:
     return report
 
 
-def _audit_segment(db: sqlite3.Connection, name: str, report: AuditReport) -> None:
+def audit_segment(db: sqlite3.Connection, name: str, report: AuditReport) -> None:
+    """Check one segment. Raises sqlite3.Error where it cannot be read."""
     for (fault,) in db.execute("PRAGMA integrity_check(20)"):
         if fault != "ok":
             report.add(Discrepancy(name, None, None, f"integrity: {fault}"))
@@ -201,8 +206,8 @@ def _audit_segment(db: sqlite3.Connection, name: str, report: AuditReport) -> No
 
 def _states_against_events(db: sqlite3.Connection, name: str) -> Iterator[Discrepancy]:
     """Recipients whose state does not follow from the last event that bears on it."""
-    kinds = ", ".join(f"'{kind}'" for kind in _ALLOWED)
-    allowed = " ".join(f"WHEN '{kind}' THEN r.state IN ({codes})" for kind, codes in _ALLOWED.items())
+    kinds = ", ".join(f"'{kind}'" for kind in ALLOWED)
+    allowed = " ".join(f"WHEN '{kind}' THEN r.state IN ({_codes(*states)})" for kind, states in ALLOWED.items())
     for message, n, code, kind in db.execute(
         "SELECT r.message, r.n, r.state, e.kind FROM event e"  # noqa: S608 - all names are ours
         f" JOIN (SELECT MAX(id) AS id FROM event WHERE kind IN ({kinds}) GROUP BY message, n) last ON last.id = e.id"

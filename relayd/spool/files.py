@@ -19,6 +19,8 @@ _NAME = re.compile(r"(\d{8}T\d{6})(\d{3})Z\.db")
 _MAGIC = b"SQLite format 3\x00"
 SUFFIXES = ("", "-wal", "-shm")
 DAMAGED = ".damaged"
+RECOVERED = ".recovered"
+"""What could be read of it is in a whole segment again: kept for experts, in nobody's way."""
 
 
 def slot_directory(directory: Path, slot: int) -> Path:
@@ -109,12 +111,19 @@ def make_segment(path: Path) -> None:
     try:
         with closing(schema.connect(new, create=True)) as db:
             schema.create_tables(db)
-        # closing has checkpointed: the file alone is the segment
-        _sync(new)
-        new.rename(path)
+        put_in_place(new, path)
     except (sqlite3.Error, OSError):
         remove(new)
         raise
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Give a file that is whole, and closed (which has checkpointed: it alone is the segment), its name, durably.
+
+    Raises OSError.
+    """
+    _sync(new)
+    new.rename(path)
     sync_folder(path.parent)
 
 
@@ -123,12 +132,17 @@ def set_aside(path: Path) -> Path:
     aside = path.with_name(path.name + DAMAGED)
     if aside.exists():
         raise StoreError(f"{aside} is there already")
+    rename(path, aside)
+    return aside
+
+
+def rename(path: Path, name: Path) -> None:
+    """Rename a segment with its -wal and -shm, durably. Raises OSError."""
     for suffix in SUFFIXES:
         part = path.with_name(path.name + suffix)
         if part.exists():
-            part.rename(path.with_name(path.name + DAMAGED + suffix))
+            part.rename(name.with_name(name.name + suffix))
     sync_folder(path.parent)
-    return aside
 
 
 def remove(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,29 +122,35 @@ def _sum(content: bytes, seed: tuple[int, int], order: str) -> tuple[int, int]:
     return first, second
 
 
-def newest_pages(wal: Path) -> Iterator[tuple[int, bytes]]:
-    """Every whole page of the WAL's last life up to its last commit, in order, damage or not; a later one replaces.
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What can be read of a WAL."""
 
-    Half a millisecond for each: for saving what can be saved. Raises OSError.
-    """
+    pages: dict[int, int]
+    """Page → where in the WAL its newest whole copy lies, damage before it or not."""
+    broken: int
+    """Frames before the last commit that are not whole."""
+
+
+def saved(wal: Path) -> Saved:
+    """The pages of the WAL's last life, up to its last commit. Half a millisecond for each. Raises OSError."""
+    pages: dict[int, int] = {}
     size = wal.stat().st_size if wal.exists() else 0
     if size < HEADER + FRAME:
-        return
+        return Saved(pages, 0)
+    broken = 0
     with wal.open("rb") as file:
         salts = _salts(file, size)
-        heads = []
-        for place in range((size - HEADER) // FRAME):
-            heads.append(_head(file, place))
-        # a frame whose own head is damaged is passed over; from the first of an earlier life on nothing counts
+        heads = [_head(file, place) for place in range((size - HEADER) // FRAME)]
         commits = [place for place, head in enumerate(heads) if head.salts == salts and head.commit]
         for place in range(commits[-1] + 1 if commits else 0):
             head = heads[place]
-            if head.salts != salts or not head.page:
-                continue
             before = heads[place - 1].checksum if place else _header_checksum(file)
-            if _follows(file, place, before):
-                file.seek(HEADER + place * FRAME + 24)
-                yield head.page, file.read(PAGE)
+            if head.salts == salts and head.page and _follows(file, place, before):
+                pages[head.page] = HEADER + place * FRAME + 24
+            else:
+                broken += 1
+    return Saved(pages, broken)
 
 
 def _header_checksum(file: BinaryIO) -> tuple[int, int]:
