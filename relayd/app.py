@@ -63,6 +63,7 @@ from relayd.listener.tls import context_of, server_context
 from relayd.sockets import Sockets
 from relayd.spool.budgets import BudgetStore
 from relayd.spool.domains import DomainStore
+from relayd.spool.files import DAMAGED
 from relayd.spool.filter import QueueFilter
 from relayd.spool.ledger import Ledger
 from relayd.spool.sqlite import SqliteStore
@@ -473,7 +474,9 @@ class App:
         self._metrics.queue(await self._store.lanes(), now_ms())
         self._metrics.disk(self._disk.free_octets, self._disk.free_ratio, self._disk.free_inode_ratio)
         self._metrics.memory(self._intake.memory.used, self._intake.memory.limit)
-        self._metrics.damaged(self._store.damaged)
+        # the other databases belong to all workers: the first one counts them
+        others = list(self._config.data_dir.glob(f"*.db{DAMAGED}")) if self._slot == 0 else []
+        self._metrics.damaged(self._store.damaged + len(others))
         self._metrics.blocks(self._blocks.counts())
         self._metrics.budgets(await self._budgets.figures(), self._budgets.waiting())
         now = now_ms()
@@ -500,6 +503,7 @@ class App:
         verbs["queue.move"] = self._move
         verbs["upstream.try"] = self._try_upstream
         verbs["domains.refresh"] = _for_workers(self._refresh_domains)
+        verbs["spool.adopt"] = _for_workers(self._adopt)
         verbs["upstream.look"] = self._look_at_upstreams
         verbs |= {name: _for_workers(verb) for name, verb in self._inbound.verbs().items()}
         return verbs | {"ping": self._ping, "mail.send": self._send_mail, "worker.status": self._worker_status}
@@ -548,6 +552,15 @@ class App:
         """A command has changed domains: it returns once every worker knows."""
         await self._book.poll()
         return {"generation": self._book.everything.generation}
+
+    async def _adopt(self, args: dict[str, Any]) -> Any:
+        """A command has recovered segments: what waits in them is sent."""
+        taken = await self._store.adopt([Path(str(path)) for path in args["segments"]])
+        if taken:
+            for depth in await self._store.lanes():
+                self._dispatcher.wake(depth.lane, now_ms())
+            self._reporter.wake()
+        return {"segments": taken}
 
     async def _look_at_upstreams(self, args: dict[str, Any]) -> Any:
         """A command suspended or resumed upstreams: see what it did."""

@@ -24,6 +24,7 @@ from relayd.cli import (
     route,
     sandbox,
     sender,
+    spool,
     stats,
     tracking_domain,
     upstream,
@@ -157,6 +158,7 @@ app.add_typer(message.app, name="message")
 app.add_typer(route.app, name="route")
 app.add_typer(upstream.app, name="upstream")
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(spool.app, name="spool")
 app.add_typer(domain.app, name="domain")
 app.add_typer(tracking_domain.app, name="tracking-domain")
 app.add_typer(sender.app, name="sender")

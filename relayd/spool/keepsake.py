@@ -16,10 +16,13 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 import orjson
+import structlog
 
 from relayd.core import headers
 from relayd.core.session import Outgoing
 from relayd.core.units import Millis
+from relayd.spool import files
+from relayd.spool.faults import is_damage
 
 MAX_MAILS = 10_000
 MAX_OCTETS = 1024**3
@@ -77,9 +80,39 @@ class Keepsakes:
         self._durable = durable
         self._limits = (max_mails, max_octets)
         self._connection: _Connection | None = None
+        self._inode = 0
+        self._mending = asyncio.Lock()
 
     async def open(self) -> None:
-        """Open the file, made where absent. Raises sqlite3.Error, OSError."""
+        """Open the file, made where absent, and anew where it is damaged. Raises sqlite3.Error, OSError."""
+        try:
+            await self._open()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            await self._begin_anew(error, None)
+
+    async def _begin_anew(self, error: Exception, broken: _Connection | None) -> None:
+        """What is kept here holds no mail up: a damaged file is set aside, for `relayd spool recover`."""
+        async with self._mending:
+            if self._connection is broken:
+                await self._replace(error)
+
+    async def _replace(self, error: Exception) -> None:
+        await self.close()
+        aside = self._path.with_name(self._path.name + files.DAMAGED)
+        if await asyncio.to_thread(self._is_ours):
+            await asyncio.to_thread(files.rename, self._path, aside)
+            structlog.get_logger("relayd.spool").error(
+                "database_damaged", path=str(self._path), error=str(error), set_aside=str(aside)
+            )
+        await self._open()
+
+    def _is_ours(self) -> bool:
+        """The file is the one that we opened: no other worker has begun it anew meanwhile."""
+        return self._path.exists() and self._path.stat().st_ino == self._inode
+
+    async def _open(self) -> None:
         # what can fail comes before or after connecting: aiosqlite does not wait for its thread when connecting fails
         await asyncio.to_thread(self._make_file)
         connection = _Connection(lambda: sqlite3.connect(self._path, timeout=10, isolation_level=None), 64)
@@ -96,6 +129,7 @@ class Keepsakes:
     def _make_file(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.touch(mode=0o600)
+        self._inode = self._path.stat().st_ino
 
     async def close(self) -> None:
         """Close the file. Never raises."""
@@ -104,6 +138,15 @@ class Keepsakes:
             await connection.close()
 
     async def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        if self._connection is None:
+            raise sqlite3.ProgrammingError(f"{self._path.name} is closed")
+        connection = self._connection
+        try:
+            return await connection.run(lambda connection: _transact(connection, work))
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            await self._begin_anew(error, connection)
         if self._connection is None:
             raise sqlite3.ProgrammingError(f"{self._path.name} is closed")
         return await self._connection.run(lambda connection: _transact(connection, work))

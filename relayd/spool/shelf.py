@@ -265,6 +265,22 @@ class Shelf:
             if segment.idle:
                 await segment.close()
 
+    async def adopt(self, path: Path) -> bool:
+        """Take in a recovered segment; False where it is not ours, or known already. Raises StoreError."""
+        slot, start = int(path.parent.name), files.start_of(path)
+        mine = slot == self._slot or (slot >= self._slots and slot % self._slots == self._slot)
+        segments = self._segments.setdefault(slot, [])
+        if not mine or any(segment.start == start for segment in segments):
+            return False
+        damaged = self.damaged
+        await self._recover(slot, path)
+        if self.damaged > damaged:
+            raise StoreError(f"{path} is damaged again")
+        self._segments[slot].sort(key=lambda segment: segment.start)
+        self._lost = [lost for lost in self._lost if lost[:2] != (slot, start)]
+        self.damaged = max(0, damaged - 1)
+        return True
+
     def broken(self, segment: Segment, error: Exception) -> None:
         """A segment turned out to be damaged while at work: set it aside and go on without it."""
         current = segment is self.current

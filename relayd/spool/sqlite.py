@@ -466,6 +466,10 @@ class SqliteStore:
         found.sort(key=lambda delivery: delivery.message.id)
         return found[:limit]
 
+    async def adopt(self, segments: Iterable[Path]) -> int:
+        """Take in recovered segments, as far as they are ours; how many. Raises StoreError."""
+        return sum([await self._shelf.adopt(path) for path in segments])
+
     async def retain(self, now: Millis, ledger: Ledger | None = None) -> None:
         """Drop bodies and whole segments past their keeping time; never anything that still waits.
 

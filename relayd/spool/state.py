@@ -18,6 +18,7 @@ import orjson
 
 from relayd.core.units import Millis
 from relayd.spool.connection import Connection
+from relayd.spool.faults import is_damage
 
 T = TypeVar("T")
 
@@ -242,7 +243,7 @@ class StateDB:
             await asyncio.to_thread(connection._thread.join)
             if isinstance(error, StateError):
                 raise
-            raise StateError(f"cannot open {self._path}: {error}") from error
+            raise _cannot_open(self._path, error) from error
         self._connection = connection
 
     async def close(self) -> None:
@@ -415,7 +416,13 @@ def open_state(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
     except (sqlite3.Error, OSError) as error:
-        raise StateError(f"cannot open {path}: {error}") from error
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: Exception) -> StateError:
+    # never begun anew by itself: it holds keys and blocks, and mail must not go out without them
+    help_ = f" (relayd spool recover {path} saves what can be read)" if is_damage(error) else ""
+    return StateError(f"cannot open {path}: {error}{help_}")
 
 
 def transact(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -135,7 +135,7 @@ async def test_what_can_be_read_is_saved_and_fits_together(
 async def test_without_its_wal_what_waited_is_held(open_store: OpenStore, directory: Path, clock: Clock) -> None:
     """It may have been delivered, and that been written down in what is lost."""
     clock.advance(time.time() - NOW / 1000)
-    await run_until_killed(directory, "settle", 300, "500")
+    await run_until_killed(directory, "accept", 300, "500")
     [path] = files.segments_in(directory / "000")
     await (await open_store()).close()  # all of it is in the file itself
     octets = path.read_bytes()
