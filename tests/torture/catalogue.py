@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tests.torture import backlog, fuzz, relaying, reload, restart, smuggling, soak
+from tests.torture import backlog, fuzz, kill, relaying, reload, restart, smuggling, soak
 from tests.torture.trial import Trial
 
 TRIALS: tuple[Trial, ...] = (
     smuggling.TRIAL,
     relaying.TRIAL,
     fuzz.TRIAL,
+    kill.TRIAL,
     backlog.TRIAL,
     reload.TRIAL,
     restart.TRIAL,
