@@ -37,16 +37,16 @@ apt_install() {
     apt-get update -qq </dev/null >&2 && apt-get install -y -qq --no-install-recommends "$@" </dev/null >&2
 }
 
-# ensure_tools: the programs of scripts/lock/profile.txt, apart from the environment that relayd is measured in.
+# ensure_tools: the programs of scripts/lock/tools.txt, apart from the environment that relayd is measured in.
 ensure_tools() {
     tools=$root/.venv-tools
-    local lock="$root/scripts/lock/profile.txt" python stamp
+    local lock="$root/scripts/lock/tools.txt" python stamp
     stamp=$(sha256sum <"$lock" | cut -d' ' -f1)
     [ -f "$tools/.$stamp" ] && return
     python=$(find_python) || exit 1
     need_ensurepip "$python"
     "$python" -m venv --clear "$tools"
-    say "installing locked packages (profile)"
+    say "installing locked packages (tools)"
     "$tools/bin/python" -m pip install -q --require-hashes -r "$lock"
     touch "$tools/.$stamp"
 }
