@@ -122,7 +122,8 @@ class ControlServer:
         await asyncio.gather(*self._clients, return_exceptions=True)
         await self._server.wait_closed()
         self._server = None
-        with contextlib.suppress(FileNotFoundError):
+        # a disk that has become read-only must not keep the rest of the stopping from its turn
+        with contextlib.suppress(OSError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 

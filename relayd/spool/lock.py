@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -49,7 +50,8 @@ class DataLock:
     def release(self) -> None:
         """Let go of it."""
         if self._handle is not None:
-            os.ftruncate(self._handle, 0)
+            with contextlib.suppress(OSError):  # the disk may be full or read-only by now
+                os.ftruncate(self._handle, 0)
             os.close(self._handle)
             self._handle = None
 

@@ -6,15 +6,19 @@ use for that (EXT4_IOC_SHUTDOWN without flushing the journal): what no fsync or 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.daemon import Daemon
 
 _SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32)"""
@@ -82,6 +86,18 @@ class SmallDisk:
                     while True:
                         file.write(b"x" * size)
         return ballast
+
+
+async def machine_dies(daemon: Daemon, disk: SmallDisk) -> None:
+    """The machine that a daemon and its disk belong to loses its power, and comes up again without the daemon."""
+    assert daemon.process is not None
+    # at one moment: nothing more is said by anyone, nothing more is written
+    daemon.process.signal_group(signal.SIGSTOP)
+    disk.cut_power()
+    daemon.process.signal_group(signal.SIGKILL)
+    await daemon.process.wait()
+    await asyncio.to_thread(disk.unmount)
+    disk.mount()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.torture import backlog, fuzz, kill, relaying, reload, restart, smuggling, soak
+from tests.torture import backlog, disk, fuzz, kill, relaying, reload, restart, smuggling, soak
 from tests.torture.trial import Trial
 
 TRIALS: tuple[Trial, ...] = (
@@ -10,6 +10,7 @@ TRIALS: tuple[Trial, ...] = (
     relaying.TRIAL,
     fuzz.TRIAL,
     kill.TRIAL,
+    disk.TRIAL,
     backlog.TRIAL,
     reload.TRIAL,
     restart.TRIAL,

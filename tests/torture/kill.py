@@ -15,7 +15,7 @@ from tests.support import small_disk
 from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.service_manager import free_port
-from tests.support.small_disk import SmallDisk
+from tests.support.small_disk import SmallDisk, machine_dies
 from tests.torture.traffic import Arrivals, Traffic, until
 from tests.torture.trial import Context, Figures, Trial
 
@@ -61,7 +61,8 @@ class _Murder:
             await self.daemon.ended()
             await self.daemon.lock_free()
         elif way == "machine":
-            await self._machine()
+            assert self.disk is not None
+            await machine_dies(self.daemon, self.disk)
         else:
             await self.daemon.kill9()
         report = await asyncio.to_thread(self.daemon.audit)
@@ -80,16 +81,6 @@ class _Murder:
             return len(now) == len(before) and now[worker] != before[worker]
 
         await self.daemon.until(back, "the worker is back")
-
-    async def _machine(self) -> None:
-        assert self.disk is not None and self.daemon.process is not None
-        # at one moment: nothing more is said by anyone, nothing more is written
-        self.daemon.process.signal_group(signal.SIGSTOP)
-        self.disk.cut_power()
-        self.daemon.process.signal_group(signal.SIGKILL)
-        await self.daemon.process.wait()
-        await asyncio.to_thread(self.disk.unmount)
-        self.disk.mount()
 
 
 async def _rounds(context: Context) -> Figures:
