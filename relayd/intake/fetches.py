@@ -26,6 +26,8 @@ MAX_ANSWER = 1024**2
 MAX_ENTRIES = 10_000
 BROADEST = {4: 8, 6: 16}
 """Shortest prefix that is believed: an answer that lists half the Internet would make an open relay of us."""
+MOST_OF_BROADEST = 16
+"""So many of these in all, for many narrower ones would do the same."""
 TIMEOUT, CONNECT_TIMEOUT = 30, 10
 """Seconds."""
 LOOK = 10.0
@@ -51,7 +53,12 @@ def parse_list(octets: bytes, path: str) -> list[Network]:
         found = found[key]
     if not isinstance(found, list) or not 0 < len(found) <= MAX_ENTRIES:
         raise FetchError(f"{path or 'the answer'!r} is not a list of 1 to {MAX_ENTRIES} addresses")
-    return [_entry(entry) for entry in found]
+    networks = [_entry(entry) for entry in found]
+    for version, bits in ((4, 32), (6, 128)):
+        addresses = sum(network.num_addresses for network in set(networks) if network.version == version)
+        if addresses > MOST_OF_BROADEST << (bits - BROADEST[version]):
+            raise FetchError(f"the list holds more addresses than {MOST_OF_BROADEST} networks of /{BROADEST[version]}")
+    return networks
 
 
 def _entry(entry: object) -> Network:

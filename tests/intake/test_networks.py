@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 from hypothesis import given
@@ -307,6 +308,14 @@ def test_a_path_leads_into_the_answer() -> None:
     ]
     with pytest.raises(FetchError, match=r"no 'a\.c'"):
         parse_list(b'{"a": {"b": []}}', "a.c")
+
+
+@pytest.mark.parametrize("kind", ["{}.0.0.0/8", "20{:02x}::/16"])
+def test_a_list_of_many_wide_networks_is_as_little_believed_as_one_that_is_too_wide(kind: str) -> None:
+    networks = [kind.format(number) for number in range(1, 18)]
+    assert len(parse_list(orjson.dumps([*networks[:16], networks[0]]), "")) == 17
+    with pytest.raises(FetchError, match="more addresses than 16 networks"):
+        parse_list(orjson.dumps(networks), "")
 
 
 @given(st.binary(max_size=200), st.text("ab.", max_size=5))

@@ -11,6 +11,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process, create_subprocess_exec
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -26,6 +27,8 @@ FEW = 1000
 FILLING = 0.4
 """The share of the time that may go into filling."""
 START_WITHIN, FRESH_WITHIN, MEMORY = 10.0, 1.0, 512 << 20
+START_MORE = 3.0
+"""Seconds that the queue may cost where the machine needs longer than START_WITHIN even without one."""
 
 
 @dataclass
@@ -157,46 +160,85 @@ def _mails(context: Context) -> int:
     return max(FEW, min(MAILS, room, round(context.minutes * 100_000)))
 
 
+@dataclass
+class _Seen:
+    """What was measured."""
+
+    started: float
+    """Seconds until it was ready, with the backlog."""
+    fresh: Fresh
+    waits: list[float]
+    """Of fresh mail, from our 250 to the upstream's, in seconds, sorted."""
+    memory: int
+    """Octets at the peak, of all processes."""
+    came: int
+    took: float
+    """Seconds for the `came` mails."""
+
+
+async def _empty_start(daemon: Daemon) -> float:
+    """What this machine needs for a start with nothing in the queue: on a busy one that is most of it."""
+    began = time.monotonic()
+    async with daemon:
+        return time.monotonic() - began
+
+
+def _beside(directory: Path) -> Path:
+    """A directory for a second daemon."""
+    path = directory / "empty"
+    path.mkdir()
+    return path
+
+
+async def _drained(context: Context, daemon: Daemon, sink: Sink, mails: int) -> _Seen:
+    """Start with the backlog, and let it drain as far as the time goes."""
+    began = time.monotonic()
+    async with daemon:
+        started = time.monotonic() - began
+        context.say(f"ready after {started:.1f} s")
+        assert daemon.process is not None
+        watch = MemoryWatch([daemon.process.pid])
+        watch.start()
+        fresh, came, took = await _drain(context, daemon, sink, mails)
+        waits = await _arrived(daemon, sink, fresh)
+        watch.stop()
+        assert await daemon.stop() == 0
+    return _Seen(started, fresh, waits, watch.peak, came, took)
+
+
 async def _run(context: Context) -> Figures:
     sink = Sink(context.directory / "times")
-    config = {
-        "upstreams": {"sink": {"host": "127.0.0.1", "tls": "none", "limits": {"connections": 20}}},
+    config: dict[str, Any] = {
+        "upstreams": {"sink": {"host": "127.0.0.1", "port": 1, "tls": "none", "limits": {"connections": 20}}},
         "workers": WORKERS,
         "retry": {"schedule": "1m*"},
     }
-    daemon = Daemon(context.directory, config, execute=True)
+    daemon = Daemon(context.directory, config, execute=context.timed)
     mails = await _fill(context, daemon.data_dir / "spool", _mails(context))
     context.say(f"{mails:,} mails wait")
+    other = Daemon(_beside(context.directory), config, execute=True)
+    empty = await _empty_start(other) if context.timed else 0.0
     async with sink.running():
-        config["upstreams"]["sink"]["port"] = sink.port  # type: ignore[index]
-        began = time.monotonic()
-        async with daemon:
-            started = time.monotonic() - began
-            context.say(f"ready after {started:.1f} s")
-            watch = MemoryWatch([daemon.process.pid]) if daemon.process else None
-            assert watch is not None
-            watch.start()
-            fresh, came, took = await _drain(context, daemon, sink, mails)
-            waits = await _arrived(daemon, sink, fresh)
-            watch.stop()
-            assert await daemon.stop() == 0
-        report = await asyncio.to_thread(daemon.audit)
-    slowest, usual = _quantile(waits, 1), _quantile(waits, 0.99)
+        config["upstreams"]["sink"]["port"] = sink.port
+        seen = await _drained(context, daemon, sink, mails)
+    report = await asyncio.to_thread(daemon.audit)
+    usual = _quantile(seen.waits, 0.99)
     context.promise(report.clean, f"the audit found {report.discrepancies[:3]}")
-    context.promise(not fresh.refused, f"fresh mail was refused: {fresh.refused[:3]}")
-    context.promise(watch.peak <= MEMORY, f"{watch.peak >> 20} MiB were needed")
+    context.promise(not seen.fresh.refused, f"fresh mail was refused: {seen.fresh.refused[:3]}")
+    context.promise(seen.memory <= MEMORY, f"{seen.memory >> 20} MiB were needed")
     if context.timed:
-        context.promise(started <= START_WITHIN, f"the start took {started:.1f} s")
+        late = seen.started > max(START_WITHIN, empty + START_MORE)
+        context.promise(not late, f"the start took {seen.started:.1f} s, an empty one {empty:.1f}")
         context.promise(usual <= FRESH_WITHIN, f"fresh mail waited {usual:.2f} s (p99)")
     return {
         "mails that waited": mails,
-        "seconds to start with them": round(started, 1),
-        "memory of all processes together, peak, MiB (PSS)": watch.peak >> 20,
-        "mails drained": came,
-        "drained a second": round(came / took),
-        "fresh mails sent meanwhile": len(fresh.promised),
+        "seconds to start with them / with an empty queue": f"{seen.started:.1f} / {empty:.1f}",
+        "memory of all processes together, peak, MiB (PSS)": seen.memory >> 20,
+        "mails drained": seen.came,
+        "drained a second": round(seen.came / seen.took),
+        "fresh mails sent meanwhile": len(seen.fresh.promised),
         "fresh mail: 250 to delivered, p50 / p99 / longest, ms": " / ".join(
-            f"{wait * 1000:.0f}" for wait in (_quantile(waits, 0.5), usual, slowest)
+            f"{wait * 1000:.0f}" for wait in (_quantile(seen.waits, 0.5), usual, seen.waits[-1])
         ),
     }
 
