@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from tests.torture import backlog, disk, fuzz, kill, relaying, reload, restart, smuggling, soak
+from tests.torture import (
+    backlog,
+    disk,
+    fuzz,
+    injection,
+    kill,
+    relaying,
+    reload,
+    restart,
+    smuggling,
+    soak,
+    starttls,
+)
 from tests.torture.trial import Trial
 
 TRIALS: tuple[Trial, ...] = (
     smuggling.TRIAL,
+    starttls.TRIAL,
+    injection.TRIAL,
     relaying.TRIAL,
     fuzz.TRIAL,
     kill.TRIAL,
