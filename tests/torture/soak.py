@@ -25,8 +25,8 @@ CONNECTIONS = 4
 SETTLED = 5.0
 """Minutes below which memory is only shown: caches, pools and the segments of the first minutes still fill."""
 MORE_MEMORY, MORE_DESCRIPTORS = (1.1, 6 << 20), 24
-"""What the last quarter may hold more than the second: a factor and octets; file descriptors. That is two segments: they
-stay open until a retention round, every ten minutes, finds that nothing waits there."""
+"""What the last quarter may hold more than the second: a factor and octets; file descriptors. That is two segments:
+they stay open until a retention round, every ten minutes, finds that nothing waits there."""
 FAULTS: tuple[tuple[str, Action], ...] = (
     ("greeting", "421 4.3.2 too busy"),
     ("greeting", DROP),
