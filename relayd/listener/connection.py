@@ -19,7 +19,7 @@ from relayd.listener import replies
 from relayd.listener.ends import Gone, Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.opening import Opening
-from relayd.listener.stream import LINE_MAX, Phase
+from relayd.listener.stream import LINE_MAX, Phase, begins_tls
 
 if TYPE_CHECKING:
     from relayd.listener.server import ListenerServer
@@ -148,6 +148,8 @@ class Connection(Opening):
 
     def _command(self, line: bytes) -> str:
         """The command as text, without its line end. Raises Refused, and Goodbye for what is no SMTP."""
+        if not 0x16 < line[0] < 0x80 and begins_tls(line):  # most hellos have a line feed somewhere
+            raise Goodbye(replies.TLS_TO_PLAIN, ListenerRefusal.PROTOCOL)
         if len(line) > LINE_STANDARD:
             self._check_length(line)
         octets = self.without_line_end(line)

@@ -7,6 +7,7 @@ their time; others get a transport from asyncio. The dialogue is connection.py's
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -20,7 +21,7 @@ from relayd.listener.ends import Gone, Goodbye
 from relayd.listener.front import discard, read_proxy_header, waiting_octets
 from relayd.listener.login import Login
 from relayd.listener.observer import ListenerRefusal
-from relayd.listener.stream import Phase
+from relayd.listener.stream import Phase, begins_tls
 
 if TYPE_CHECKING:
     from relayd.listener.server import ListenerServer
@@ -104,7 +105,7 @@ class Opening(Login):
             self._check_silence(self.wire.get_extra_info("socket").fileno())
             self.hold_address()
         if self.pending:
-            raise Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)
+            raise _too_early(self.take_input())
         self.phase = Phase.OURS
         self.greet()
 
@@ -131,7 +132,10 @@ class Opening(Login):
 
     def _check_silence(self, fd: int) -> None:
         if waiting_octets(fd):
-            raise Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)
+            first = b""
+            with suppress(OSError):
+                first = os.read(fd, 1)  # nobody else needs it: the connection ends
+            raise _too_early(first)
 
     def greet(self) -> None:
         """Ask intake, then say hello (also behind XCLIENT). Raises Goodbye."""
@@ -286,3 +290,10 @@ class Opening(Login):
             self.wire.abort()
         elif self.task is not None:
             self.task.cancel()
+
+
+def _too_early(octets: bytes) -> Goodbye:
+    """What to say to whom speaks before the greeting, by what he says first."""
+    if begins_tls(octets):
+        return Goodbye(replies.TLS_TO_PLAIN, ListenerRefusal.PROTOCOL)
+    return Goodbye(replies.EARLY_TALKER, ListenerRefusal.EARLY_TALKER)

@@ -34,6 +34,11 @@ LINGER = 2.0
 """Seconds for a client to read our last reply: closing at once, with its input unread, would destroy it."""
 
 
+def begins_tls(octets: bytes) -> bool:
+    """A TLS or SSLv2 hello, which comes where somebody takes a plain port for one with TLS. No command begins so."""
+    return octets[:1] == b"\x16" or octets[:1] >= b"\x80"
+
+
 class Phase(Enum):
     """What a session waits for: time-outs and draining depend on it."""
 
@@ -197,8 +202,7 @@ class Stream(SMTP):
         waiting = len(data) - position
         if not waiting:
             return
-        first = data[position]
-        if first == 0x16 or first >= 0x80:  # a TLS or SSLv2 hello has no line end to wait for
+        if begins_tls(data[position : position + 1]):  # there may be no line end to wait for
             raise Goodbye(replies.TLS_TO_PLAIN, ListenerRefusal.PROTOCOL)
         if self._skipped or waiting > LINE_MAX:
             self._skipped += waiting

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from contextlib import suppress
 
 import pytest
 
 from relayd.listener.observer import ListenerRefusal
 from tests.listener.conftest import Client, Serve, limits, until
 from tests.support.fake_door import KEPT
+from tests.support.log_lines import log_lines
 
 SHORT = 0.15
 """Seconds: a limit that a test waits for."""
@@ -206,18 +209,6 @@ async def test_a_client_that_does_not_read_is_ended(serve: Serve) -> None:
     assert served.seen.refusals == [ListenerRefusal.UNREAD_REPLIES]
 
 
-async def test_input_before_the_greeting(serve: Serve) -> None:
-    served = await serve()
-    sock = socket.create_connection(served.address)  # the listener gets its turn only after both of these
-    sock.sendall(b"EHLO early\r\n")
-    reader, writer = await asyncio.open_connection(sock=sock)
-    client = Client(reader, writer)
-    assert await client.reply() == "554 5.5.0 You spoke before the greeting"
-    assert await client.closed()
-    await client.close()
-    assert served.seen.refusals == [ListenerRefusal.EARLY_TALKER]
-
-
 @pytest.mark.parametrize("hello", [b"EHLO app\r\nMAIL FROM:<a@example.com>\r\n", b"HELO app\r\nNOOP\r\n"])
 async def test_pipelining_before_it_is_offered(serve: Serve, hello: bytes) -> None:
     served = await serve()
@@ -241,19 +232,77 @@ async def test_pipelining_behind_auth(serve: Serve) -> None:
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "554 5.5.0 This is an SMTP server"),
         (b"POST / HTTP/1.1\r\n\r\nMAIL FROM:<a@example.com>\r\n", "554 5.5.0 This is an SMTP server"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01", "554 5.5.0 This port does not begin with TLS"),
+        (b"\x16\x03\x01\x00\x05ab\ncd\r\n", "554 5.5.0 This port does not begin with TLS"),
         (b"\x80\x2e\x01\x00\x02", "554 5.5.0 This port does not begin with TLS"),
+        (b"\x80\x2e\x01\x00\x02\x00\n\x07\x00", "554 5.5.0 This port does not begin with TLS"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "554 5.5.0 This is an SMTP server"),
+        (b"Host: relay.example.com\r\nMAIL FROM:<a@example.com>\r\n", "554 5.5.0 This is an SMTP server"),
         (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "554 5.7.0 You may not use PROXY"),
         (b"\r\n\r\n\x00\r\nQUIT\n!\x11\x00\x0c", "554 5.7.0 You may not use PROXY"),
     ],
     ids=repr,
 )
 async def test_what_is_no_smtp_is_shown_out(serve: Serve, octets: bytes, reply: str) -> None:
-    served = await serve()
-    client = await served.greeted(ehlo=False)
-    client.send(octets)
-    assert (await client.reply()).startswith(reply)
-    assert await client.closed()
-    assert served.seen.refusals[0] in (ListenerRefusal.PROTOCOL, ListenerRefusal.PROXY)
+    with log_lines("info") as log:
+        served = await serve()
+        client = await served.greeted(ehlo=False)
+        client.send(octets)
+        assert [(await client.reply())[: len(reply)]] == [reply]
+        assert await client.closed()
+        assert served.seen.refusals[-1] in (ListenerRefusal.PROTOCOL, ListenerRefusal.PROXY)
+        assert served.door.sizes == []
+        (line,) = log.all()
+    assert line["event"] == "session ended"
+    assert line["reply"].startswith(reply)
+
+
+@pytest.mark.parametrize(
+    ("octets", "reply"),
+    [
+        (b"EHLO early\r\nMAIL FROM:<a@example.com>\r\n", "554 5.5.0 You spoke before the greeting"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "554 5.5.0 You spoke before the greeting"),
+        (b"\x16\x03\x01\x00\x05ab\ncd", "554 5.5.0 This port does not begin with TLS"),
+        (b"\x80\x2e\x01\x00\x02\x00\n", "554 5.5.0 This port does not begin with TLS"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nEHLO x\r\n", "554 5.5.0 You spoke before the greeting"),
+        (b"\0", "554 5.5.0 You spoke before the greeting"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("proxies", [[], ["192.0.2.0/24"]], ids=["transport", "bare socket"])
+async def test_who_does_not_wait_for_the_greeting_is_told_in_one_line(
+    serve: Serve, octets: bytes, reply: str, proxies: list[str]
+) -> None:
+    with log_lines("info") as log:
+        served = await serve(proxy_protocol=proxies)
+        sock = socket.create_connection(served.address)  # the listener gets its turn only after both of these
+        sock.sendall(octets)
+        client = Client(*await asyncio.open_connection(sock=sock))
+        assert (await client.reply()).startswith(reply)
+        assert await client.closed()
+        await client.close()
+        (line,) = log.all()
+    assert line["reply"].startswith(reply)
+    assert served.door.connects == []
+
+
+@pytest.mark.parametrize(
+    "octets", [b"EHLO x\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x80\x2e\x01\x00\x02" + bytes(50), b"\0" * 100], ids=repr
+)
+async def test_what_is_no_tls_ends_at_a_port_that_begins_with_it(
+    serve: Serve, server_tls: ssl.SSLContext, octets: bytes
+) -> None:
+    with log_lines("info") as log:
+        served = await serve(tls="implicit", context=server_tls)
+        client = await served.connect()
+        client.send(octets)
+        async with asyncio.timeout(20):
+            with suppress(ConnectionError):
+                while await client.reader.read(100):
+                    pass  # an alert, then the end
+        await until(log.all)
+        (line,) = log.all()
+    assert (line["reason"], line["reply"]) == ("tls", "")
+    assert served.door.connects == []
 
 
 async def test_a_client_that_pipelines_without_end_lets_others_have_a_turn(serve: Serve) -> None:
