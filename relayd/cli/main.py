@@ -37,6 +37,14 @@ from relayd.cli.out import clean, clean_lines, print_json, say, warn
 class Commands(TyperGroup):
     """The outermost group: the one place where a failure becomes words for a person."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for arg in args:
+            try:
+                arg.encode()
+            except UnicodeEncodeError:  # octets that Python could not decode: nothing below could store or print them
+                raise typer.BadParameter(f"an argument is not UTF-8 text: {clean(arg)}") from None
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -78,14 +86,15 @@ def _known(error: Exception) -> tuple[str, list[str], int] | None:
 
     from relayd.config.fault import ConfigError
     from relayd.control import ControlError
+    from relayd.domains.changes import DomainError
     from relayd.spool.store import StoreError
 
     if isinstance(error, ConfigError):
         return "the configuration cannot be used:", str(error).splitlines(), FAULT
     if isinstance(error, ControlError):
         return str(error), error.faults, FAILED
-    if isinstance(error, StoreError):
-        return str(error), [], FAILED
+    if isinstance(error, StoreError | DomainError):
+        return str(error), [], FAULT if isinstance(error, DomainError) else FAILED
     if isinstance(error, sqlite3.Error):
         return f"the database cannot be used: {error}", [], FAILED
     if isinstance(error, OSError) and error.strerror:

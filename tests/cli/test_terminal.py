@@ -19,6 +19,7 @@ from relayd.core.ids import format_id
 from relayd.core.lifecycle import Stage, State
 from relayd.spool.sqlite import SqliteStore
 from tests.cli.conftest import Site, now_ms, put, wait_for
+from tests.support.cli_commands import hostile_commands
 from tests.support.mail import make_attempt, make_settlement
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07b\x9b31m\u202egnp.exe\u2028c\r\nd\x7f\ud800"
@@ -84,6 +85,22 @@ def test_no_command_lets_control_characters_through(
     assert done.code == 0
     assert not STEERING.search(done.out)
     assert "owned" in done.out
+
+
+def test_no_argument_comes_back_as_control_characters(spool: Site) -> None:
+    """Some of the commands; the trial `injection` tries all of them."""
+    tried = hostile_commands()
+    assert len(tried) > 80
+    for command in tried[::6]:
+        done = spool.run(*command, stdin="n\n")
+        assert not STEERING.search(done.out + done.err), command
+        assert "internal error" not in done.err, (command, done.err)
+
+
+def test_arguments_that_are_not_utf8_are_refused(site: Site) -> None:
+    done = site.run("queue", "list", "--upstream", "\udcff\x1b[2J")
+    assert done.code == 2
+    assert "an argument is not UTF-8 text: \\udcff\\x1b[2J" in done.err
 
 
 def on_terminal(*args: str, columns: int = 60, **environ: str) -> str:

@@ -212,6 +212,8 @@ def test_adding_twice_and_removing(operator: Operator, zone: Zone) -> None:
     operator.ok("domain", "add", DOMAIN)
     assert "there already" in operator.run("domain", "add", DOMAIN.upper()).err
     assert f"known are {DOMAIN}" in operator.run("domain", "verify", "other.jp").err
+    unknown = operator.run("domain", "remove", "nowhere.example", "--yes")
+    assert (unknown.code, "nowhere.example" in unknown.err, "internal" in unknown.err) == (2, True, False)
     operator.ok("domain", "remove", DOMAIN, "--yes")
     assert operator.ok("domain", "list", "--json").json == []
     operator.ok("domain", "add", DOMAIN)

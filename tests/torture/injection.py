@@ -17,6 +17,7 @@ import urllib.request
 from collections import Counter
 from typing import Any
 
+from tests.support.cli_commands import hostile_commands
 from tests.support.daemon import PATIENCE, Daemon, local, smtp_upstream
 from tests.support.fake_upstream import Action, FakeUpstream
 from tests.support.log_lines import STEERING
@@ -25,7 +26,7 @@ from tests.torture.trial import Context, Figures, Trial
 MAILS = 15
 """In one round."""
 COMMANDS = 1
-"""Messages that commands are asked about, in one round."""
+"""Messages that commands are asked about, and commands with hostile arguments, in one round."""
 _ATOMS = (
     b"\x1b[2J", b"\x1b]0;owned\x07", b"\0", b"\r", b"\n", b"\r\n", b"\x9b31m", b"\xc2\x9b31m", b"\xe2\x80\xae", b"\xe2\x80\xa8", b"\xc2\x85",
     b"\xff\xfe", b"\xed\xa0\x80", b"\xf0\x9f\x92\xa9", b"\x08\x08", b"\x7f", b"%s%n", b"{0}", b"${x}", b"\\n", b'"', b"<b>", b"Bcc: x@example.com",
@@ -183,11 +184,12 @@ async def _judge_words(context: Context, daemon: Daemon) -> None:
             ("message", "show", one, "--json"),
             ("bounce", "explain", "--reply", said[:300]),
         ]
-    for command in asked:
+    for command in (*asked, *context.rng.sample(hostile_commands(), COMMANDS)):
         done = await daemon.cli(*command)
         found = STEERING.search(done.out + done.err)
         context.promise(not found, f"{command[:2]} steers: {found}")
-        context.promise("Traceback" not in done.err, f"{command[:2]} fell: {done.err[-500:]}")
+        fell = "Traceback" in done.err or "internal error" in done.err
+        context.promise(not fell, f"{command[:2]} fell: {done.err[-500:]}")
 
 
 async def _rounds(context: Context) -> Figures:
