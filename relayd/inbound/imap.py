@@ -20,6 +20,10 @@ T = TypeVar("T")
 
 LINE_MAX = 4 * 1024**2
 """Octets of a line: a search that finds half a million mails."""
+ANSWER_MAX = 32 * 1024**2
+"""Octets of all that comes for one command besides the mail that was asked for; each line counts as LINE_COST more."""
+LINE_COST = 200
+UID_MAX = 2**32 - 1
 PATIENCE = 60.0
 """Seconds to wait for the next line of an answer."""
 
@@ -81,6 +85,7 @@ class ImapClient:
         self._reader = reader
         self._writer = writer
         self._number = 0
+        self._room = ANSWER_MAX
         self.capabilities: frozenset[str] = frozenset()
         self.uidvalidity = 0
         """Of the folder that is open: where it changes, UIDs mean other mails than before."""
@@ -184,9 +189,9 @@ class ImapClient:
         found: set[int] = set()
         for line, _ in answer.untagged:
             if line.upper().startswith(b"* SEARCH"):
-                found.update(int(word) for word in line.split()[2:] if word.isdigit())
+                found.update(int(word) for word in line.split()[2:] if word.isdigit() and len(word) <= 10)
         # "n:*" always holds the last mail, even where its UID is below n
-        return sorted(uid for uid in found if uid > after)
+        return sorted(uid for uid in found if after < uid <= UID_MAX)
 
     async def fetch(self, uid: int, most: int) -> bytes | None:
         """The first `most` octets of a mail, without marking it; None where it is gone."""
@@ -222,6 +227,7 @@ class ImapClient:
         if "IDLE" not in self.capabilities:
             await asyncio.sleep(seconds)
             return
+        self._room = ANSWER_MAX
         tag = self._send("IDLE")
         line, _ = await self._response()
         while not line.startswith(b"+"):
@@ -250,6 +256,7 @@ class ImapClient:
     async def _command(
         self, text: str, *, secret: bool = False, then: str | None = None, literal_max: int = 65536
     ) -> _Answer:
+        self._room = ANSWER_MAX + literal_max
         tag = self._send(text)
         await self._in_time(self._writer.drain)
         if then is not None:
@@ -272,8 +279,7 @@ class ImapClient:
             if line.startswith(tag):
                 answer.last = line
                 return answer
-            if len(answer.untagged) < 100_000:
-                answer.untagged.append((line, literals))
+            answer.untagged.append((line, literals))
 
     async def _response(self, literal_max: int = 65536) -> tuple[bytes, list[bytes]]:
         """One response: its line, literals replaced by their {length}, and the literals."""
@@ -296,15 +302,23 @@ class ImapClient:
         except TimeoutError:
             raise ImapError(f"the server was silent for {PATIENCE:g} s") from None
 
+    def _take(self, octets: int) -> None:
+        self._room -= octets
+        if self._room < 0:
+            raise ImapError("the server sends without end")
+
     async def _line(self) -> bytes:
         try:
-            return (await self._reader.readuntil(b"\n")).rstrip(b"\r\n")
+            line = await self._reader.readuntil(b"\n")
+            self._take(len(line) + LINE_COST)
+            return line.rstrip(b"\r\n")
         except asyncio.IncompleteReadError:
             raise ImapError("the server closed the connection") from None
         except asyncio.LimitOverrunError:
             raise ImapError("the server sent a line without end") from None
 
     async def _exactly(self, size: int) -> bytes:
+        self._take(size)
         try:
             return await self._reader.readexactly(size)
         except asyncio.IncompleteReadError:

@@ -112,6 +112,40 @@ async def test_a_search_finds_what_is_behind_the_mark_only() -> None:
         await client.logout()
 
 
+async def test_numbers_that_no_mail_has_are_passed_over() -> None:
+    answer = b"* SEARCH 9 4294967295 4294967296 %b 99999999999999999999 x\r\n%%t OK\r\n" % (b"9" * 5000)
+    async with served(answering({b"UID SEARCH": answer})) as port:
+        client = await connect(port)
+        assert await client.search(6, 1_800_000_000_000) == [9, 4294967295]
+        await client.logout()
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"* 1 EXISTS\r\n" * 1000, b"* 1 FETCH (UID 7 BODY[]<0> {1000}\r\n" + b"x" * 1000 + b")\r\n"],
+    ids=["lines", "mails"],
+)
+async def test_an_answer_without_end_is_ended(endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relayd.inbound.imap.ANSWER_MAX", 500_000)
+
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        tag, _, _ = (await reader.readline()).partition(b" ")
+        writer.write(b"* CAPABILITY IMAP4rev1 IDLE\r\n" + tag + b" OK\r\n")
+        if (await reader.readline()).rstrip().endswith(b"IDLE"):
+            writer.write(b"+ idling\r\n")
+        while True:
+            writer.write(endless.replace(b"EXISTS", b"RECENT"))
+            await writer.drain()
+
+    async with served(act) as port:
+        for ask in (lambda client: client.fetch(7, 1000), lambda client: client.wait(60)):
+            client = await connect(port)
+            with pytest.raises(ImapError, match="without end"):
+                await ask(client)
+            client.abort()
+
+
 @pytest.mark.parametrize("end", [b"", b"* BYE going down\r\n", b"* 1 FETCH (UID 7 BODY[]<0> {9}\r\nhel"])
 async def test_a_connection_that_ends_in_the_middle(end: bytes) -> None:
     async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

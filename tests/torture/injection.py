@@ -80,7 +80,7 @@ class Client:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._daemon.port)
         try:
             async with asyncio.timeout(PATIENCE):
-                if rng.random() < 0.5:
+                if rng.random() < 0.1:
                     writer.write(b"PROXY UNKNOWN " + self.text() + b"\r\n")
                 await _reply(reader)
                 await self._either(reader, writer, b"EHLO " + self.text(), b"EHLO honest")
