@@ -30,10 +30,11 @@ from relayd.core.session import ConnectFailedError, Sent
 from relayd.core.token import DAY, ReturnPaths, Token, derive_key, issue, verify
 from relayd.core.words import decode
 from relayd.domains import dmarc, spf
+from relayd.inbound.imap import ImapClient, ImapError
 from relayd.listener.content import hides_end
 from relayd.listener.ends import Refused
 from relayd.listener.parameters import parse_mail, parse_rcpt
-from tests.fuzz.wire import NOW, dialogue, transaction
+from tests.fuzz.wire import NOW, dialogue, said, transaction
 from tests.support.mail import CONTENT, make_message
 
 PACKET = b"\xff\xfe"
@@ -196,6 +197,26 @@ async def _config(data: bytes) -> None:
             _plain(fault.written(path))
 
 
+async def _imap(data: bytes) -> None:
+    """A server may answer what it likes: there is a mail, or an error with plain words."""
+    client = ImapClient(*said(data))
+    with contextlib.suppress(ImapError, OSError):
+        await client._greet()
+    for ask in (
+        lambda: client.select("INBOX"),
+        lambda: client.search(6, NOW),
+        lambda: client.fetch(7, 1000),
+        client.logout,
+    ):
+        client._number = 0
+        try:
+            answer = await ask()
+        except (ImapError, OSError) as error:
+            _plain(str(error))
+        else:
+            assert not isinstance(answer, bytes) or len(answer) <= 1000
+
+
 async def _dns(data: bytes) -> None:
     """TXT records of strangers: SPF (RFC 7208) and DMARC (RFC 7489)."""
     text = data.decode("utf-8", "replace")
@@ -256,6 +277,14 @@ _ARF = (
     b"Content-Type: message/feedback-report\r\n\r\nFeedback-Type: abuse\r\nVersion: 1\r\nOriginal-Rcpt-To: b@example.net\r\n--b\r\n"
     b"Content-Type: message/rfc822\r\n\r\nMessage-ID: <1@example.com>\r\n\r\nx\r\n--b--\r\n"
 )
+_IMAP = (
+    b"* OK hello\r\n* CAPABILITY IMAP4rev1 IDLE MOVE\r\nr1 OK\r\n* OK [UIDVALIDITY 3857529045] x\r\nr1 OK [READ-WRITE]\r\n"
+    b"* SEARCH 9 5 7\r\nr1 OK\r\n* 1 FETCH (UID 7 BODY[]<0> {5}\r\nhello)\r\nr1 OK\r\nr1 BYE\r\n"
+)
+_IMAP_WORDS = (
+    b"\r\n", b"\n", b" ", b"{5}\r\n", b"{99999}\r\n", b"r1 OK\r\n", b"r1 NO [ALERT]\r\n", b"* BYE\r\n", b"* SEARCH ", b"4294967296", b"\0", b"\x1b[2J", b"\xff",
+    b"* 1 FETCH (UID 7 BODY[]<0> ", b"+ go on\r\n", b"* CAPABILITY ", b"* 2 EXISTS\r\n", b")", b'""', b"9" * 50,
+)  # fmt: skip
 _YAML = (
     b"hostname: relay.test\nlisteners:\n  - {name: local, bind: ['127.0.0.1:2525'], tls: none, access: network, networks: [127.0.0.0_8]}\n"
     b"upstreams:\n  acme: {host: smtp.example.com, port: 587}\nroutes:\n  - {match: {sender: '*@example.com'}, upstream: acme}\n"
@@ -275,6 +304,7 @@ TARGETS: dict[str, Target] = {
     ),
     "token": Target(_token, (_ISSUED.encode(), b"b+" + _ISSUED.encode() + b"@bounce.example.com"), (b"a", b"7", b"@", b"b+", b"=", b"A")),
     "config": Target(_config, (_YAML,), _YAML_WORDS),
+    "imap": Target(_imap, (_IMAP,), _IMAP_WORDS),
     "dns": Target(_dns, (b"v=spf1 include:_spf.example.com mx -all", b"v=DMARC1; p=none; pct=5"), (b" ", b";", b"=", b"include:", b"a:", b"~all", b"redirect=", b"%{d}", b"\xff")),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from relayd.delivery.client import OPEN_ERRORS, Client
 from relayd.delivery.protocol import ReplyProtocol
 from relayd.delivery.smtp import SMTPConnector, SMTPSession
 from relayd.delivery.tls import ClientContexts
+from relayd.inbound.imap import LINE_MAX
 from relayd.listener.connection import Connection
 from relayd.listener.counter import ConnectionCounter
 from relayd.listener.observer import ListenerRefusal
@@ -138,6 +139,30 @@ async def dialogue(packets: Sequence[bytes], *, normalise: bool, proxy: bool) ->
     assert door.memory.used == 0
     assert server.counter.open == 0
     return bytes(transport.written), door, seen
+
+
+class Sink:
+    """The StreamWriter of a client whose server has said everything already."""
+
+    def __init__(self) -> None:
+        self.transport = self
+
+    def write(self, data: bytes) -> None:
+        """Nobody listens."""
+
+    async def drain(self) -> None:
+        """Nothing waits."""
+
+    def abort(self) -> None:
+        """Nothing to end."""
+
+
+def said(octets: bytes) -> tuple[Any, Any]:
+    """Reader and writer of a connection over which the server says this, and goes."""
+    reader = asyncio.StreamReader(limit=LINE_MAX)
+    reader.feed_data(octets)
+    reader.feed_eof()
+    return reader, Sink()
 
 
 class _Scripted(Client):

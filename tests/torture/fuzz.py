@@ -54,7 +54,8 @@ async def _inputs(context: Context) -> Figures:
                 data = mutated(context.rng, target.seeds, target.words)
                 count[name] += 1
                 try:
-                    await timed(target, data)
+                    # on a busy machine, beside other tests, no time is a promise
+                    await (timed(target, data) if context.minutes else target.one(data))
                 except Exception as error:  # noqa: BLE001 - whatever it is, it should not be raised: that is the trial
                     context.promise(False, f"{name}: {type(error).__name__} for {data!r}: {error}"[:2000])
     return {f"inputs for {name}": number for name, number in count.items()}
