@@ -31,6 +31,7 @@ from relayd.core.token import ReturnPaths
 from relayd.core.units import Millis
 from relayd.delivery.accounts import LaneTable
 from relayd.delivery.budget import BudgetBook
+from relayd.delivery.clockwatch import ClockWatch
 from relayd.delivery.credentials import CredentialWatch
 from relayd.delivery.dispatch import Dispatcher
 from relayd.delivery.dkim import stored_key
@@ -78,6 +79,7 @@ _GAUGES = 10.0
 _RETAIN = 600.0
 _DOMAINS = 1.0
 """Seconds until a change of domains by a command or another worker is seen here."""
+_CLOCK = 1.0
 _CREDENTIALS = 15.0
 """Seconds between looks at tokens that may end soon."""
 _INBOUND_AT_ONCE = 4
@@ -232,6 +234,7 @@ class App:
         self._duty(_CREDENTIALS, "credentials", self._credentials.tick)
         self._duty(_DOMAINS, "domains", self._book.poll)
         self._duty(_STANDINGS, "standings", self._standings.poll)
+        self._duty(_CLOCK, "clock", ClockWatch(self._store, self._dispatcher, now_ms).look)
         self._duty(_DOMAINS, "domain checks", self._check_domains)
         self._duty(_DOMAINS, "certificates", self._get_certificates)
         self._serving = True

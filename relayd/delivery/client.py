@@ -26,6 +26,7 @@ from aiosmtplib.response import SMTPResponse
 from relayd.config.models import SMTPUpstream, UpstreamTLS
 from relayd.core.lifecycle import Stage
 from relayd.core.reply import Reply
+from relayd.delivery.names import Names
 from relayd.delivery.oauth.grants import TokenError
 from relayd.delivery.oauth.keeper import Bearer
 from relayd.delivery.protocol import ReplyProtocol
@@ -54,7 +55,12 @@ class Client(aiosmtplib.SMTP):
     protocol: ReplyProtocol | None
 
     def __init__(
-        self, upstream: SMTPUpstream, hostname: str, contexts: ClientContexts, bearer: Bearer | None = None
+        self,
+        upstream: SMTPUpstream,
+        hostname: str,
+        contexts: ClientContexts,
+        bearer: Bearer | None = None,
+        names: Names | None = None,
     ) -> None:
         super().__init__(
             hostname=upstream.host.rstrip("."),
@@ -65,6 +71,7 @@ class Client(aiosmtplib.SMTP):
             start_tls=False,
         )
         self.upstream = upstream
+        self.names = names or Names(upstream.host.rstrip("."))
         self.contexts = contexts
         self.stage = Stage.CONNECT
         self.opened: ReplyProtocol | None = None
@@ -139,27 +146,27 @@ class Client(aiosmtplib.SMTP):
     async def _dial(self) -> ReplyProtocol:
         """A TCP connection to the first address that answers, families taking turns (RFC 8305 4)."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self.hostname, self.port, type=socket.SOCK_STREAM)
+        found = await self.names.addresses()
         first = [info for info in found if info[0] == found[0][0]]
         other = [info for info in found if info[0] != found[0][0]]
         turns = [info for pair in zip_longest(first, other) for info in pair if info is not None][:MAX_ADDRESSES]
         failure: OSError | None = None
-        for place, (family, _, _, _, address) in enumerate(turns):
+        for place, (family, address) in enumerate(turns):
             # a black hole at the first address must leave time for the others
             share = self.upstream.timeouts.connect / (len(turns) - place + 1) if place < len(turns) - 1 else None
             try:
                 async with asyncio.timeout(share):
                     _, protocol = await loop.create_connection(
                         lambda: ReplyProtocol(loop, greeting=not self.implicit),
-                        str(address[0]),
-                        int(address[1]),
+                        address,
+                        self.upstream.port,
                         family=family,
                         flags=socket.AI_NUMERICHOST,
                     )
             except OSError as error:  # TimeoutError included
                 failure = error
                 continue
-            self.address = str(address[0])
+            self.address = address
             self.protocol = self.opened = protocol
             self.transport = protocol.transport
             protocol.dialogue.note(f"connected to {self.address} port {self.port}")

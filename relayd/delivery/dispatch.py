@@ -312,6 +312,10 @@ class Dispatcher:
         for line in self._lines.values():
             line.lane.look()
 
+    def lanes(self) -> list[str]:
+        """Every lane at work."""
+        return list(self._lines)
+
     def in_hand(self) -> int:
         """Deliveries that are being sent now."""
         return sum(line.lane.flying for line in self._lines.values())

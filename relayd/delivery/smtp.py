@@ -22,6 +22,7 @@ from relayd.delivery.client import OPEN_ERRORS, Client, token_answer
 from relayd.delivery.commands import Offers, Plan, plan
 from relayd.delivery.dialogue import MASK, printable
 from relayd.delivery.failures import cut_off, malformed, of_fault, of_opening
+from relayd.delivery.names import Names
 from relayd.delivery.oauth.keeper import Bearer
 from relayd.delivery.ports import Ports
 from relayd.delivery.protocol import RawReply, ReplyProtocol
@@ -66,6 +67,7 @@ class SMTPConnector:
         self._tls = tls
         self._bearer = bearer
         self._secrets = _secrets(upstream)
+        self._names = Names(upstream.host.rstrip("."))
         self._ports = Ports(upstream.every_port)
         self._by_port = {port: upstream.model_copy(update={"port": port}) for port in upstream.every_port}
 
@@ -73,7 +75,7 @@ class SMTPConnector:
         """Connect, secure, greet, log in, at the first port that can be reached. Raises ConnectFailedError."""
         order = self._ports.order(time.monotonic())
         for place, port in enumerate(order):
-            client = Client(self._by_port[port], self.hostname, self._tls, self._bearer)
+            client = Client(self._by_port[port], self.hostname, self._tls, self._bearer, self._names)
             endpoint = f"{self.upstream.host}:{port}"
             try:
                 protocol = await client.open()

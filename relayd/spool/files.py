@@ -92,6 +92,15 @@ def version_of(path: Path) -> int | None:
     return None if header is None else header.version
 
 
+def refuse_newer(path: Path, known: int) -> None:
+    """Raises StoreError where a newer relayd has written a file, OSError. Changes nothing."""
+    version = version_of(path)
+    if version is not None and version > known:
+        raise StoreError(
+            f"{path} was written by a newer relayd (schema {version}, this one knows {known}); nothing was changed"
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder that only we can read, durably. Raises OSError."""
     if folder.is_dir():

@@ -126,6 +126,17 @@ def next_due(db: sqlite3.Connection, lane: str, urgency: int, now: Millis) -> Mi
     return None if row is None else row[0]
 
 
+def due_later(db: sqlite3.Connection, now: Millis, after: MessageId, limit: int) -> list[MessageId]:
+    """Messages behind `after` with recipients that are due later than `now`, in order."""
+    return [
+        row[0]
+        for row in db.execute(
+            "SELECT message FROM recipient WHERE message > ? AND due > ? GROUP BY message ORDER BY message LIMIT ?",
+            (after, now, limit),
+        )
+    ]
+
+
 UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
 """What decoding a damaged row raises."""
 

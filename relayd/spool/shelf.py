@@ -56,6 +56,8 @@ class Shelf:
         self._roll_at: Millis = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.ahead: Millis = 0
+        """How far the clock was behind the newest message of ours at the start."""
         self._lost: list[tuple[int, Millis, Millis]] = []
         """Slot and span of ids of what was set aside since the start: no other segment takes them."""
 
@@ -68,6 +70,8 @@ class Shelf:
             found = await asyncio.to_thread(self._survey)
             for slot, path in found:
                 await self._recover(slot, path)
+            if self._last_id:
+                self.ahead = max(time_of(self._last_id) - self._clock(), 0)
             if not self._segments[self._slot]:
                 self._begin_segment(self._clock())
             else:
@@ -101,12 +105,7 @@ class Shelf:
             (slot, path) for slot in mine for path in files.segments_in(files.slot_directory(self._directory, slot))
         ]
         for _, path in found:
-            version = files.version_of(path)
-            if version is not None and version > schema.VERSION:
-                raise StoreError(
-                    f"{path} was written by a newer relayd (schema {version}, this one knows {schema.VERSION});"
-                    " nothing was changed"
-                )
+            files.refuse_newer(path, schema.VERSION)
         files.make_folder(files.slot_directory(self._directory, self._slot))
         self.damaged = sum(int(path.parent.name) in mine for path in files.damaged_in(self._directory))
         return found

@@ -377,6 +377,21 @@ class SqliteStore:
         self.committed(segment, (), done)
         return len(done)
 
+    @property
+    def ahead(self) -> Millis:
+        """How far the clock was behind the newest message when the store was opened."""
+        return self._shelf.ahead
+
+    async def pull_in(self, by: Millis) -> int:
+        """The clock was put back: what waits for a later moment waits for one that is earlier by so much; how many."""
+        now, moved = self._clock(), 0
+        for segment in self._shelf.waiting():
+            after: MessageId = -1
+            while page := await segment.survey(reads.due_later, now, after, PAGE):
+                after = page[-1]
+                moved += await segment.work(writes.pull_in, page, now, by)
+        return moved
+
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients (deferred, paused, uncertain; not held) of messages accepted before that moment."""
         return await self._after_mark(reads.WAITING, accepted_before, limit)

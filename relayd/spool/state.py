@@ -114,6 +114,8 @@ _SCHEMA = (
     """,
 )
 """One script per version; user_version says how many have run. Only ever append."""
+VERSION = len(_SCHEMA)
+"""`PRAGMA user_version`: a greater one is refused."""
 
 
 class StateError(Exception):

@@ -366,6 +366,17 @@ def relane(db: sqlite3.Connection, moved: Sequence[Event]) -> list[Event]:
     return done
 
 
+def pull_in(db: sqlite3.Connection, messages: Sequence[MessageId], now: Millis, by: Millis) -> int:
+    """What is due later than `now` is due earlier by so much, at `now` at the earliest; how many recipients."""
+    with _Transaction(db):
+        return sum(
+            db.execute(
+                "UPDATE recipient SET due = MAX(due - ?1, ?2) WHERE message = ?3 AND due > ?2", (by, now, message)
+            ).rowcount
+            for message in messages
+        )
+
+
 def set_aside(db: sqlite3.Connection, messages: Sequence[MessageId], lane: str, reason: str, now: Millis) -> int:
     """Hold the recipients of a lane in messages that cannot be read, so that others go on; how many."""
     held = 0

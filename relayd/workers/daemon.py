@@ -26,6 +26,7 @@ from relayd.config.models import Config
 from relayd.control import ControlError, ControlServer, supervisor_socket
 from relayd.sockets import BindError, Sockets, rebind, shares
 from relayd.spool.lock import AlreadyRunningError, DataLock
+from relayd.spool.store import StoreError
 from relayd.systemd import Notifier, feed_watchdog, inherited
 from relayd.workers import garbage
 from relayd.workers.groundwork import prepare
@@ -327,7 +328,7 @@ def serve(config_path: Path, *, greet: bool = False) -> int:
                 return await Daemon(config, config_path, staff, notifier, greet=greet).run()
 
             return uvloop.run(run())
-    except (AlreadyRunningError, BindError, WorkerFailedError, OSError) as error:
+    except (AlreadyRunningError, BindError, StoreError, WorkerFailedError, OSError) as error:
         structlog.get_logger("relayd.daemon").error("cannot_start", reason=str(error))
         return FAILED
 

@@ -14,6 +14,7 @@ from tests.torture import (
     smuggling,
     soak,
     starttls,
+    wedged,
 )
 from tests.torture.trial import Trial
 
@@ -25,6 +26,7 @@ TRIALS: tuple[Trial, ...] = (
     fuzz.TRIAL,
     kill.TRIAL,
     disk.TRIAL,
+    wedged.TRIAL,
     backlog.TRIAL,
     reload.TRIAL,
     restart.TRIAL,

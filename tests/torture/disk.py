@@ -1,6 +1,6 @@
 """Trial: the disk is full, slow, broken, read-only, one after the other, under clients, and is healed each time.
 
-A file system of its own (tests/support/small_disk.py) and a library in front of libc (faulty_disk.py) do that.
+A file system of its own (tests/support/small_disk.py) and a library in front of libc (faults.py) do that.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.support import faulty_disk, small_disk
+from tests.support import faults, small_disk
 from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.faulty_disk import FaultyDisk
+from tests.support.faults import Faults
 from tests.support.service_manager import free_port
 from tests.support.small_disk import SmallDisk
 from tests.torture.traffic import Arrivals, Traffic, until
@@ -32,7 +32,7 @@ SLOW = 1.0
 class _Patient:
     """One daemon on one disk, and what clients were told while it was ill."""
 
-    def __init__(self, context: Context, daemon: Daemon, disk: SmallDisk, faults: FaultyDisk) -> None:
+    def __init__(self, context: Context, daemon: Daemon, disk: SmallDisk, faults: Faults) -> None:
         self.context = context
         self.daemon = daemon
         self.disk = disk
@@ -96,7 +96,7 @@ class _Patient:
 
 async def _rounds(context: Context) -> Figures:
     assert not small_disk.why_not(), small_disk.why_not()
-    assert not faulty_disk.why_not(), faulty_disk.why_not()
+    assert not faults.why_not(), faults.why_not()
     figures: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     for place in context.rounds():
@@ -144,7 +144,7 @@ async def _patient(context: Context, place: int) -> AsyncIterator[tuple[_Patient
     directory.mkdir()
     with small_disk.small_disk(directory, MEBIBYTES) as disk:
         async with FakeUpstream() as upstream:
-            faults = FaultyDisk(directory, disk.path)
+            faults = Faults(directory, disk.path)
             daemon = Daemon(directory, _config(context, upstream, disk), execute=True, env=faults.env)
             async with daemon:
                 yield _Patient(context, daemon, disk, faults), Arrivals((upstream,))
