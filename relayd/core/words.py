@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from functools import lru_cache
 
 MAX_INPUT = 8192
 """Octets of a header value that are looked at."""
@@ -31,7 +32,8 @@ _WIDER = {
     "us-ascii": "utf-8",
     "ascii": "utf-8",
 }
-_NOT_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined"})
+_NOT_CHARSETS = frozenset({"idna", "punycode", "unicodeescape", "rawunicodeescape", "undefined"})
+"""Python's codecs that are no character sets, without marks: Python overlooks those, too ("-punycode")."""
 
 
 def decode(value: bytes, limit: int) -> str:
@@ -105,13 +107,16 @@ def to_text(octets: bytes, charset: str) -> str:
 def _text(octets: bytes, charset: str) -> str:
     if charset.startswith("iso-2022-jp"):
         return _iso_2022_jp(octets)
-    charset = _WIDER.get(charset, charset)
-    if charset.replace("-", "_") in _NOT_CHARSETS:
-        charset = "utf-8"
     try:
-        return octets.decode(charset, "replace")
+        return octets.decode(_codec(charset), "replace")
     except (LookupError, ValueError):
         return octets.decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=256)
+def _codec(charset: str) -> str:
+    charset = _WIDER.get(charset, charset)
+    return "utf-8" if "".join(filter(str.isalnum, charset)) in _NOT_CHARSETS else charset
 
 
 def _iso_2022_jp(octets: bytes) -> str:

@@ -40,6 +40,8 @@ CUT = "日本語".encode()
         (b"=?utf-8?q?a?= =?iso-8859-1?q?=E9?= b =?utf-8?q?c?=", "aé b c"),
         (b"=?no-such-charset?q?abc?=", "abc"),
         (b"=?idna?q?abc?=", "abc"),
+        (b"=?-punycode?q?maana-pta?=", "maana-pta"),
+        (b"=?raw--unicode_escape?q?=5Cu0041?=", "\\u0041"),
         (b"=?utf-8?B?!!!!?=", ""),
         (b"=?utf-8?B?YWJj=?=", "abc"),
         (b"=?utf-8?q?unfinished", "=?utf-8?q?unfinished"),
