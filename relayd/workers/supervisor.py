@@ -65,6 +65,8 @@ class _Slot:
     """What is wrong with the process that it has, or had last."""
     last_fault: str | None = None
     """Why it had to be started again."""
+    told: Config | None = None
+    """What its process was told to start with, or has taken since; None before that."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
 
@@ -178,7 +180,7 @@ class Supervisor:
         ours, theirs = pair()
         gone = asyncio.Event()
         slot.state, slot.reason = "starting", None
-        slot.heard, slot.since = None, self._clock()
+        slot.heard, slot.since, slot.told = None, self._clock(), None
         slot.ready.clear()
         slot.channel = Channel(ours, lambda message, fds: self._hear(slot, message, fds), gone.set)
         try:
@@ -197,7 +199,8 @@ class Supervisor:
             return 1
         theirs.close()
         slot.channel.open()
-        self._tell(slot, "start", self._config)
+        slot.told = self._config
+        self._tell(slot, "start", slot.told)
         watch = asyncio.create_task(self._watch(slot), name=f"watch over worker {slot.number}")
         try:
             return await slot.process.wait()
@@ -246,6 +249,8 @@ class Supervisor:
                 answer = slot.answers.get(message.get("question", 0))
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+                elif not message["question"] and message.get("error") is not None:
+                    self._refused(slot, str(message["error"]))
 
     async def _watch(self, slot: _Slot) -> None:
         """Kill a worker whose event loop stands still, or that never becomes ready."""
@@ -308,17 +313,21 @@ class Supervisor:
         for slot, sockets in zip(self._slots, after, strict=True):
             slot.sockets = sockets
             if slot.state != "ready":
-                continue  # it starts with whatever holds then
+                continue
             fault = await self._reload_one(slot, config)
             if fault is not None and not applied:
                 self._undo(before, after)
                 raise WorkerFailedError(fault)
             applied = True
-            self._config = config
+            self._config = slot.told = config
             if fault is not None:
-                self._log.error("worker_refused_reload", worker=slot.number, reason=fault)
-                _signal(slot, signal.SIGTERM)
+                self._refused(slot, fault)
         self._config = config
+        for slot in self._slots:
+            if slot.told not in (None, config):
+                # it was starting, with the configuration that held before: it takes this one next
+                slot.told = config
+                self._tell(slot, "reload", config)
         for old, new in zip(before, after, strict=True):
             kept = set(new)
             for sock in old:
@@ -329,8 +338,15 @@ class Supervisor:
         try:
             answer = await self._ask(slot, lambda n: self._tell(slot, "reload", config, n), self._patience.reload)
         except WorkerFailedError as failure:
+            # silent, or gone: where it is still there, nobody knows what it holds by now
+            _signal(slot, signal.SIGTERM)
             return str(failure)
         return None if answer.get("error") is None else str(answer["error"])
+
+    def _refused(self, slot: _Slot, fault: str) -> None:
+        """Others have the new configuration already: this one is started again with it."""
+        self._log.error("worker_refused_reload", worker=slot.number, reason=fault)
+        _signal(slot, signal.SIGTERM)
 
     def _undo(self, before: Sequence[Sockets], after: Sequence[Sockets]) -> None:
         for slot, old, new in zip(self._slots, before, after, strict=True):

@@ -166,6 +166,23 @@ async def test_a_reload_reaches_every_worker_without_dropping_a_connection(start
         assert await reader.readline() == b"bye\n"
 
 
+async def test_a_reload_reaches_a_worker_that_is_just_starting(start: Start, tmp_path: Path) -> None:
+    supervisor = await start()
+    os.kill((await workers(supervisor))[1]["pid"], signal.SIGKILL)
+
+    async def starting() -> bool:
+        facts = (await workers(supervisor))[1]
+        return facts["state"] == "starting" and facts["pid"] is not None
+
+    await until(starting)
+    await supervisor.reload(settings(tmp_path, hostname="new.example"))
+
+    async def all_have_it() -> bool:
+        return [facts.get("hostname") for facts in await workers(supervisor)] == ["new.example"] * 2
+
+    await until(all_have_it)
+
+
 async def test_a_reload_that_the_workers_refuse_changes_nothing(start: Start, tmp_path: Path) -> None:
     supervisor = await start()
     where = supervisor.addresses
