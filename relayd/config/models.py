@@ -241,7 +241,10 @@ class Limits(Model):
     message_size: Size = Field(50 * 1024**2, ge=1024, description="Largest message (552 5.3.4).")
     recipients: Count = Field(1000, ge=1, description="Recipients of one message (452 4.5.3).")
     connections: Count = Field(
-        1000, ge=1, description="Open client connections of all listeners, shared out over the workers (421 4.3.2)."
+        1000,
+        ge=1,
+        description="Open client connections of all listeners, shared out over the workers (421 4.3.2). At the limit,"
+        " who has been there for longest without a login, an allowed network or a mail makes room.",
     )
     connections_per_ip: Count = Field(
         50, ge=1, description="Open connections of one client address, per worker (421 4.7.0)."

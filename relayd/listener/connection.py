@@ -212,6 +212,7 @@ class Connection(Opening):
     def mail_accepted(self) -> None:
         """A mail was kept: the counts of errors and unproductive commands begin again."""
         self._commands = self._errors = 0
+        self.recognise()
 
     def _say(self, reply: Reply) -> None:
         """Queue a reply. Raises Goodbye for 421 and after too many errors."""
@@ -290,6 +291,7 @@ class Connection(Opening):
         await self.start_tls()
         self.reset_transaction()
         self.client.helo, self.client.esmtp, self.client.credential = "", False, None
+        self.recognise()
 
     def _check_starttls(self, arg: str) -> None:
         if arg:

@@ -27,6 +27,10 @@ _EMPTY = b"334 \r\n"
 class Login(Transaction):
     """The part of a connection that is about who the client is."""
 
+    def recognise(self) -> None:
+        """Who the client is has changed."""
+        raise NotImplementedError
+
     @property
     def auth_offered(self) -> bool:
         """Under TLS, or where the connection never leaves this machine; never where access is by network alone."""
@@ -53,7 +57,10 @@ class Login(Transaction):
         if exchange is None:
             raise Refused(replies.AUTH_UNKNOWN)
         username, password = await exchange(self, initial.strip(" ").encode())
-        return await self.server.door.authenticate(self.client, username, password)
+        reply = await self.server.door.authenticate(self.client, username, password)
+        if self.client.credential is not None:
+            self.recognise()
+        return reply
 
     def _check_auth(self) -> None:
         client = self.client

@@ -14,6 +14,8 @@ class ListenerRefusal(StrEnum):
 
     CONNECTIONS = "connections"
     CONNECTIONS_PER_IP = "connections-per-ip"
+    DISPLACED = "displaced"
+    """A stranger that made room for another client at `limits.connections`."""
     DRAINING = "draining"
     IDLE = "idle"
     DATA_IDLE = "data-idle"

@@ -80,7 +80,7 @@ class Opening(Login):
         peer = unmapped(ip_address(peername[0].partition("%")[0]))
         self.client = ClientSession(listener, peer, peername[1], peer.is_loopback, server.clock())
         server.connections.add(self)
-        if not server.counter.enter():
+        if not server.counter.enter(self):
             refusal = ListenerRefusal.CONNECTIONS
             server.observer.refused(listener.name, refusal)
             server.odd("connection turned away", peer=str(peer), listener=listener.name, reason=refusal.value)
@@ -143,7 +143,16 @@ class Opening(Login):
         refused = self.server.door.connect(self.client)
         if refused is not None:
             raise Goodbye(refused)
+        self.recognise()
         self.send(self.server.greeting)
+
+    def recognise(self) -> None:
+        """Tell the counter whether this is somebody who may send, or a stranger, who gives way to others."""
+        client, counter = self.client, self.server.counter
+        if client.network is None and client.credential is None:
+            counter.stranger(self)
+        else:
+            counter.known(self)
 
     # --- who it is
 
@@ -270,7 +279,7 @@ class Opening(Login):
             self._socket = None
         if self._counted:
             self._counted = False
-            self.server.counter.leave()
+            self.server.counter.leave(self)
             self.server.observer.disconnected(self.client.listener.name)
         self._release_address()
         self.server.forget(self)
@@ -283,6 +292,21 @@ class Opening(Login):
                 self.task.cancel()
         elif self.phase is Phase.COMMAND and self.at_rest:
             self.interrupt(Goodbye(replies.DRAINING, ListenerRefusal.DRAINING))
+
+    def give_way(self) -> bool:
+        """There are too many connections: leave at once, for somebody else. False while intake is at work for us."""
+        if self.phase is Phase.OURS or (self.phase is Phase.OPENING and not self._begun):
+            return False
+        refusal = ListenerRefusal.DISPLACED
+        self.server.observer.refused(self.client.listener.name, refusal)
+        self.server.odd(
+            "session ended", peer=str(self.client.peer), listener=self.client.listener.name, reason=refusal.value
+        )
+        if self.phase in (Phase.OPENING, Phase.CLOSING):
+            self.abort()
+        else:
+            self.hurry_out(replies.TOO_MANY_CONNECTIONS)
+        return True
 
     def abort(self) -> None:
         """Cut the connection off."""

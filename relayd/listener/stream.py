@@ -33,6 +33,9 @@ REPLIES_MAX = 64
 LINGER = 2.0
 """Seconds for a client to read our last reply: closing at once, with its input unread, would destroy it."""
 
+HURRY = 0.2
+"""Seconds for the same where somebody else waits for the place."""
+
 
 def begins_tls(octets: bytes) -> bool:
     """A TLS or SSLv2 hello, which comes where somebody takes a plain port for one with TLS. No command begins so."""
@@ -350,7 +353,21 @@ class Stream(SMTP):
         else:
             self.wire.write_eof()
             self.go_on_reading()
-        self._deadline = self._time() + LINGER
+        self._end_within(LINGER)
+
+    def hurry_out(self, reply: Reply) -> None:
+        """Close without waiting for anything; the session's task ends once the socket is gone."""
+        if self._paused:
+            self.wire.abort()
+            return
+        self.wire.write(reply.wire())
+        self.phase = Phase.CLOSING
+        self.discard_input()
+        self.wire.close()
+        self._end_within(HURRY)
+
+    def _end_within(self, seconds: float) -> None:
+        self._deadline = self._time() + seconds
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(LINGER, self._tick)
+        self._timer = self.loop.call_later(seconds, self._tick)

@@ -11,7 +11,7 @@ import pytest
 
 from relayd.listener.observer import ListenerRefusal
 from tests.listener.conftest import Client, Serve, limits, until
-from tests.support.fake_door import KEPT
+from tests.support.fake_door import KEPT, FakeDoor, known
 from tests.support.log_lines import log_lines
 
 SHORT = 0.15
@@ -47,7 +47,7 @@ async def open_data(client: Client) -> None:
 
 
 async def test_too_many_connections(serve: Serve) -> None:
-    served = await serve()
+    served = await serve(door=FakeDoor(on_connect=known))
     served.server.counter.connections = 1
     first = await served.greeted()
     second = await served.connect()

@@ -15,6 +15,14 @@ from relayd.intake.memory import MemoryBudget
 from relayd.intake.session import ClientSession
 
 KEPT = Reply(250, "2.0.0", "Kept as 0000000000000")
+
+
+def known(session: ClientSession) -> Reply | None:
+    """For `on_connect`: the client comes from a network that may send."""
+    session.network = "home"
+    return None
+
+
 WRONG_LOGIN = Reply(535, "5.7.8", "Authentication failed")
 
 
