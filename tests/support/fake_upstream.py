@@ -187,7 +187,8 @@ class _Connection:
                 await self.say(action.reply if action.reply is not None else default)
                 return self.wire(action.reply if action.reply is not None else default)[:3].decode("latin-1")
             case Garble():
-                await self.say(action.octets)
+                self.below_tls().write(action.octets)
+                await self.writer.drain()
                 raise _GoneError
             case _:
                 await self.say(action)
@@ -207,6 +208,13 @@ class _Connection:
     async def say(self, reply: str | bytes) -> None:
         self.writer.write(self.wire(reply))
         await self.writer.drain()
+
+    def below_tls(self) -> asyncio.WriteTransport:
+        """What octets go to that shall not be encrypted."""
+        transport: Any = self.writer.transport
+        tls = getattr(transport, "_ssl_protocol", None)
+        plain: asyncio.WriteTransport = transport if tls is None else tls._transport
+        return plain
 
     # what comes in
 
@@ -327,6 +335,8 @@ class _Connection:
         ready = self.mail is not None and (self.mail.recipients or self.upstream.data_without_recipients)
         if await self.act("DATA", "354 go ahead" if ready else "503 5.5.1 RCPT first") != "354":
             return
+        if self.upstream.script.get("content") and not self.buffer:
+            await self.fill()  # so that the client has begun to send, whatever happens now
         await self.interlude("content")
         content = await self.content()
         if self.mail is None:
@@ -402,6 +412,7 @@ class FakeUpstream:
         self.stopping = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: set[asyncio.WriteTransport] = set()
 
     @property
     def accepted(self) -> list[ReceivedMail]:
@@ -448,6 +459,8 @@ class FakeUpstream:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in self._transports:
+            transport.abort()  # TLS would wait for the client's farewell
         await self._server.wait_closed()
 
     def hang_up(self) -> None:
@@ -462,6 +475,7 @@ class FakeUpstream:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._transports = {each for each in self._transports if not each.is_closing()} | {writer.transport}
         try:
             connection = _Connection(self, reader, writer)
             self.heard.append(connection.heard)
