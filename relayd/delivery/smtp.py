@@ -358,7 +358,7 @@ def _seen(client: Client, protocol: ReplyProtocol, secrets: Sequence[str]) -> Se
     return Seen(
         client.address,
         redact(_plain(client.greeting), secrets),
-        {_plain(name): _plain(value) for name, value in client.esmtp_extensions.items()},
+        {_plain(name): redact(_plain(value), secrets) for name, value in client.esmtp_extensions.items()},
         ssl_object.version() if ssl_object is not None else None,
         cipher[0] if cipher else None,
         _certificate(ssl_object.getpeercert() if ssl_object is not None else None),

@@ -34,3 +34,5 @@ async def make_daemon(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIt
     yield make
     for daemon in made:
         await daemon.kill9()
+    for daemon in made:
+        daemon.check_secrets()

@@ -27,7 +27,7 @@ import yaml
 
 from relayd.control import call
 from relayd.spool.audit import AuditReport, audit
-from tests.support import forking
+from tests.support import canaries, forking
 from tests.support.fake_upstream import FakeUpstream, ca_file
 
 PATIENCE = 100.0
@@ -71,6 +71,7 @@ def settings(**sections: Any) -> dict[str, Any]:
         "spool": {"min_free": "0%"},
         "log": {"format": "json", "level": "info"},
         "shutdown": "15s",
+        "credentials": [{"username": "nobody", "password": Secret(canaries.HASH)}],
     }
     return base | sections
 
@@ -190,6 +191,8 @@ class Daemon:
         if kind is not None:
             self._tell()
         await self.kill9()
+        if kind is None:
+            self.check_secrets()
 
     def write_config(self, config: Mapping[str, Any] | None = None) -> None:
         """Write the configuration (through `settings`); a running daemon learns of it by `reload` or SIGHUP."""
@@ -250,6 +253,21 @@ class Daemon:
             self.process.signal_group(signal.SIGKILL)
             await self.process.wait()
             await self.lock_free()
+
+    def check_secrets(self) -> None:
+        """No secret of the configuration, and none that the daemon made, is in anything that it said or keeps.
+
+        Raises AssertionError.
+        """
+        files = [path for path in self.directory.rglob("*") if path.is_file()]
+        own = {*self.data_dir.glob("secret"), *self.data_dir.glob("tls/*")}
+        secrets = canaries.keys(path for path in files if path.suffix in (".pem", ".key"))
+        for path in self.data_dir.glob("secret"):
+            secrets.add(path.read_text("latin-1").strip())
+        said = [path for path in files if path.suffix in (".log", ".out", ".err")]
+        kept = [path for path in files if path.is_relative_to(self.data_dir) and path not in own]
+        found = canaries.leaks_in({*said, *kept}, secrets)
+        assert not found, f"secrets can be read: {found}"
 
     async def ended(self) -> int:
         """Wait until it has ended by itself; the exit status."""
@@ -411,6 +429,7 @@ class Daemon:
         return str(value) if isinstance(value, Path) else value
 
     def _secret_file(self, value: str) -> str:
+        canaries.plant(value)
         for path in self.directory.glob("secret-*"):
             if path.read_text() == value:
                 return str(path)
