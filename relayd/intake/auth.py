@@ -25,9 +25,10 @@ from relayd.core.units import Millis
 THREADS = 2
 """argon2id takes 64 MiB and tens of milliseconds a piece: more at once would only starve the mail."""
 MAX_WAITING = 64
-"""Logins that are verified or wait for it; more are told to come back."""
+"""Logins that are verified or wait for it; more are told to come back. Nobody may have more places than are left."""
 CACHE_TTL = 60_000
-"""Milliseconds that a success is remembered: apps that log in for each mail would keep a core busy with argon2."""
+"""Milliseconds that a success is remembered after its last use: apps that log in for each mail would keep a core busy
+with argon2, and be kept waiting by those who guess."""
 _DEFAULT = Parameters(Type.ID, ARGON2_VERSION, DEFAULT_RANDOM_SALT_LENGTH, 32, 3, 65536, 4)
 
 
@@ -71,7 +72,8 @@ class PasswordVerifier:
         self._decoys: tuple[str, ...] = ()
         self._remembered: dict[str, _Remembered] = {}
         self._checks: dict[tuple[str, bytes], asyncio.Task[bool]] = {}
-        self._running: set[asyncio.Task[bool]] = set()
+        self._running: dict[asyncio.Task[bool], int] = {}
+        """The checks under way, and for whom."""
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -92,34 +94,39 @@ class PasswordVerifier:
             decoys.append(decoy(parameters))
         self._decoys = tuple(decoys) or (decoy(_DEFAULT),)
 
-    async def verify(self, username: str, password: str) -> Credential | None:
-        """The credential, when user name (case counts) and password are right. Raises BusyError."""
+    async def verify(self, username: str, password: str, whose: int = 0) -> Credential | None:
+        """The credential, when user name (case counts) and password are right. Raises BusyError.
+
+        `whose`: a number for where the login comes from, so that no network takes all the places.
+        """
         secret = password.encode("utf-8", "surrogatepass")
         digest = self._digest(username, secret)
         login = self._logins.get(username)
         known = self._remembered.get(username)
         fresh = known is not None and self._clock() < known.until and hmac.compare_digest(known.digest, digest)
         if login is not None and fresh:
+            self._remembered[username] = _Remembered(digest, self._clock() + CACHE_TTL)
             return login.credential
         encoded = login.encoded if login is not None else self._decoy_for(username)
-        right = await self._check(username, digest, encoded, secret)
+        right = await self._check(username, digest, encoded, secret, whose)
         if not right or login is None or self._logins.get(username) is not login:
             # changed by a reload while we looked: what was right is so no more
             return None
         self._remembered[username] = _Remembered(digest, self._clock() + CACHE_TTL)
         return login.credential
 
-    async def _check(self, username: str, digest: bytes, encoded: str, secret: bytes) -> bool:
+    async def _check(self, username: str, digest: bytes, encoded: str, secret: bytes, whose: int) -> bool:
         """Verify once for all sessions that try the same at the same moment, as an app's pool does when it starts."""
         checks = self._checks
         check = checks.get((username, digest))
         if check is None:
-            if len(self._running) >= MAX_WAITING:
+            running = self._running
+            if sum(each == whose for each in running.values()) >= MAX_WAITING - len(running):
                 raise BusyError
             check = asyncio.create_task(self._verify(encoded, secret), name="verify a password")
             checks[username, digest] = check
-            self._running.add(check)
-            check.add_done_callback(self._running.discard)
+            running[check] = whose
+            check.add_done_callback(running.pop)
             check.add_done_callback(lambda _: checks.pop((username, digest), None))
         return await asyncio.shield(check)
 

@@ -23,7 +23,7 @@ from relayd.intake.admission import Refused, SenderPatterns
 from relayd.intake.auth import BusyError, PasswordVerifier
 from relayd.intake.cidr import unmap
 from relayd.intake.disk import DiskWatch
-from relayd.intake.guesses import GuessLimiter
+from relayd.intake.guesses import GuessLimiter, network_of
 from relayd.intake.memory import MemoryBudget
 from relayd.intake.networks import NetworkBook
 from relayd.intake.observer import AuthFailure, IntakeObserver
@@ -154,7 +154,7 @@ class Intake:
             self._observer.auth_failed(AuthFailure.GUESSING, name)
             return AUTH_BLOCKED
         try:
-            credential = await self._passwords.verify(username, password)
+            credential = await self._passwords.verify(username, password, network_of(peer))
         except BusyError:
             self._observer.auth_failed(AuthFailure.BUSY, name)
             return AUTH_BUSY

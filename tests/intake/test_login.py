@@ -193,13 +193,36 @@ async def test_a_login_under_way_during_a_reload_does_not_pass_with_the_old_pass
 
 async def test_too_many_at_once_are_told_to_come_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "MAX_WAITING", 3)
-    tasks = [asyncio.create_task(house.passwords.verify("shop", f"guess {n}")) for n in range(3)]
+    tasks = [asyncio.create_task(house.passwords.verify("shop", f"guess {n}", n)) for n in range(3)]
     await asyncio.sleep(0)
     with pytest.raises(BusyError):
-        await house.passwords.verify("shop", "open sesame")
+        await house.passwords.verify("shop", "open sesame", 4)
     reply = await house.intake.authenticate(house.session("smtps", peer="203.0.113.5"), "shop", "open sesame")
     assert (reply.code, reply.enhanced) == (454, "4.7.0")
     assert await asyncio.gather(*tasks) == [None] * 3
+
+
+async def test_no_network_takes_all_the_places_of_those_who_wait(house: House) -> None:
+    """However many networks guess at once, and however many connections each has, one more finds a place."""
+    tasks = []
+    for network in range(7):
+        for n in range(auth.MAX_WAITING):
+            tasks.append(asyncio.create_task(house.passwords.verify("shop", f"guess {n}", network)))
+        await asyncio.sleep(0)
+    assert len(house.passwords._running) < auth.MAX_WAITING
+    assert await house.passwords.verify("shop", "open sesame", 99) is not None
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {type(None), BusyError}
+
+
+async def test_who_logs_in_again_and_again_waits_for_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = CountingPool(house.passwords, monkeypatch)
+    for _ in range(10):
+        assert await house.passwords.verify("shop", "open sesame") is not None
+        house.clock.advance(59)
+    assert len(seen.hashes) == 1
+    monkeypatch.setattr(auth, "MAX_WAITING", 0)
+    assert await house.passwords.verify("shop", "open sesame") is not None
 
 
 async def test_a_credential_without_a_usable_hash_lets_nobody_in(clock: Clock) -> None:

@@ -188,7 +188,7 @@ async def test_a_sender_without_an_account_is_refused_or_sent_as_the_mailbox(mak
 
 
 async def test_the_return_path_can_be_the_account(make_daemon: Any) -> None:
-    async with FakeUpstream(tls="starttls", users={"me@example.jp": "password"}, require_auth=True) as fake:
+    async with FakeUpstream(tls="starttls", users={"me@example.jp": "canary-password"}, require_auth=True) as fake:
         daemon: Daemon = make_daemon({"upstreams": {"team": smtp_upstream(fake, return_path="account")}})
         async with daemon:
             await send_one(daemon.port, "app@example.com", "b@c.example")
