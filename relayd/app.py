@@ -22,6 +22,7 @@ from relayd.config.models import Listener as ListenerConfig
 from relayd.config.secret import resolve_secret
 from relayd.control import ControlError, ControlServer, Handler, ask_worker, worker_socket
 from relayd.core.address import AddressError, validate
+from relayd.core.counter import ConnectionCounter
 from relayd.core.feedback import Applied, Fact, FactError
 from relayd.core.ids import format_id
 from relayd.core.lifecycle import Act, OnUncertain
@@ -58,7 +59,6 @@ from relayd.intake.intake import Intake
 from relayd.intake.networks import NetworkBook
 from relayd.intake.rates import RateBook
 from relayd.intake.unjudged import Unjudged
-from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
 from relayd.listener.tls import context_of, server_context
 from relayd.sockets import Sockets

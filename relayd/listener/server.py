@@ -14,10 +14,10 @@ from typing import Any
 import structlog
 
 from relayd.config.models import Limits, Listener, ListenerTLS, Role
+from relayd.core.counter import ConnectionCounter
 from relayd.core.units import Millis
 from relayd.intake.door import Door
 from relayd.listener.connection import Connection
-from relayd.listener.counter import ConnectionCounter
 from relayd.listener.observer import ListenerObserver
 from relayd.listener.opening import Opening
 

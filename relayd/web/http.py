@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import cast
 
 import structlog
 import uvicorn
@@ -18,10 +19,12 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from relayd.core.counter import ConnectionCounter
+from relayd.web.handshakes import SecureListener
 from relayd.web.health import Health
 
 CONNECTIONS = 100
-"""Open connections of one worker; further ones are closed at once."""
+"""Open connections of one worker, and as many that shake hands. Who has waited longest for nothing makes room."""
 HEAD_LIMIT = 16 * 1024
 """Octets of request line and headers."""
 BODY_LIMIT = 64 * 1024
@@ -103,6 +106,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.listening = asyncio.Event()
+        self.crowd = ConnectionCounter(CONNECTIONS, CONNECTIONS)
+        self._handshakes = ConnectionCounter(CONNECTIONS, CONNECTIONS)
         self._secure = frozenset(secure)
         self._tls = tls
 
@@ -116,34 +121,50 @@ class Server(uvicorn.Server):
         await super().startup([])  # uvicorn knows one TLS setting for all, and lets a handshake take a minute
         loop = asyncio.get_running_loop()
         for sock in sockets or ():
-            tls = self._tls if sock in self._secure else None
-            patience = HEAD_SECONDS if tls is not None else None
-            server = await loop.create_server(
-                self._protocol, sock=sock, ssl=tls, ssl_handshake_timeout=patience, backlog=self.config.backlog
-            )
-            self.servers.append(server)
+            backlog = self.config.backlog
+            if sock in self._secure and self._tls is not None:
+                secure = SecureListener(
+                    sock, self._tls, self._protocol, self._handshakes, patience=HEAD_SECONDS, backlog=backlog
+                )
+                self.servers.append(cast("asyncio.Server", secure))  # which is closed, and nothing else
+            else:
+                self.servers.append(await loop.create_server(self._protocol, sock=sock, backlog=backlog))
         self.listening.set()
 
     def _protocol(self) -> asyncio.Protocol:
-        return GuardedProtocol(self.config, self.server_state, self.lifespan.state)
+        return GuardedProtocol(self)
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with what it lacks: a cap on connections, and limits of time and size for a request."""
 
-    _deadline: asyncio.TimerHandle | None = None
-    _octets = 0
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.config, server.server_state, server.lifespan.state)
+        self._crowd = server.crowd
+        self._counted = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._octets = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
+        self._counted = self._crowd.enter(self)
+        if not self._counted:
             transport.abort()
             return
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._counted:
+            self._crowd.leave(self)
         super().connection_lost(exc)
+
+    def give_way(self) -> bool:
+        """Leave for somebody else, unless an answer is under way."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            return False
+        self.transport.abort()
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._deadline is None:

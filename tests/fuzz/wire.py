@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from relayd.config.models import Limits, Listener, SMTPUpstream
+from relayd.core.counter import ConnectionCounter
 from relayd.core.mail import Envelope, Recipient
 from relayd.core.session import ConnectFailedError, Outgoing, Sent
 from relayd.delivery.client import OPEN_ERRORS, Client
@@ -19,7 +20,6 @@ from relayd.delivery.smtp import SMTPConnector, SMTPSession
 from relayd.delivery.tls import ClientContexts
 from relayd.inbound.imap import LINE_MAX
 from relayd.listener.connection import Connection
-from relayd.listener.counter import ConnectionCounter
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.server import ListenerServer
 from tests.support.fake_door import FakeDoor

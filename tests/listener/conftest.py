@@ -16,7 +16,7 @@ import trustme
 import uvloop
 
 from relayd.config.models import Limits, Listener
-from relayd.listener.counter import ConnectionCounter
+from relayd.core.counter import ConnectionCounter
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.server import ListenerServer
 from tests.support.fake_door import FakeDoor

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from relayd.listener.counter import ConnectionCounter
+from relayd.core.counter import ConnectionCounter
 from relayd.listener.observer import ListenerRefusal
 from tests.listener.conftest import Client, Serve, limits, until
 from tests.support.fake_door import KEPT, FakeDoor, known

@@ -122,16 +122,57 @@ async def test_a_client_that_says_nothing_is_dropped(state: State, monkeypatch: 
     assert await talk(state, b"GET /healthz HT") == b""
 
 
-async def test_connections_are_capped_and_others_go_on(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_the_cap_who_waits_for_nothing_makes_room(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "CONNECTIONS", 2)
-    first = await asyncio.open_connection("127.0.0.1", state.port)
-    assert (await get(state, "/healthz"))[0] == 200
-    second = await asyncio.open_connection("127.0.0.1", state.port)
-    second[1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert await second[0].readline() == b"HTTP/1.1 200 OK\r\n"
-    assert await talk(state, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == b""
-    first[1].close()
-    second[1].close()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        inside, state.port = state.port, sock.getsockname()[1]
+        server = WebServer({"web": [sock]}, Pages(state.metrics, lambda: state.health, state.challenge))
+        await server.start()
+        first = await asyncio.open_connection("127.0.0.1", state.port)
+        first[1].write(b"GET /healthz HT")
+        second = await asyncio.open_connection("127.0.0.1", state.port)
+        assert (await get(state, "/healthz"))[0] == 200
+        assert await _gone(first[0])
+        second[1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await second[0].readline() == b"HTTP/1.1 200 OK\r\n"
+        first[1].close()
+        second[1].close()
+        await server.stop()
+        state.port = inside
+
+
+async def test_silent_handshakes_are_few_and_keep_nobody_out(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "CONNECTIONS", 4)
+    ca = trustme.CA()
+    client = ssl.create_default_context()
+    ca.configure_trust(client)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        tls = server_context(ca, "a.test")
+        server = WebServer({"web.public_tls": [sock]}, Pages(state.metrics, Health, state.challenge, tls))
+        await server.start()
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
+        for reader, _ in silent[:4]:
+            assert await _gone(reader)
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="a.test")
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        # those that are left are let go of when it stops
+        await server.stop()
+        for reader, _ in silent:
+            assert await _gone(reader)
+        for _, each in [*silent, (reader, writer)]:
+            each.close()
+
+
+async def _gone(reader: asyncio.StreamReader) -> bool:
+    """Wait until the server has closed without a word."""
+    async with asyncio.timeout(60):
+        try:
+            return not await reader.read()
+        except ConnectionError:
+            return True
 
 
 async def test_without_sockets_there_is_no_server() -> None:

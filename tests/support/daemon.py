@@ -71,7 +71,6 @@ def settings(**sections: Any) -> dict[str, Any]:
         "spool": {"min_free": "0%"},
         "log": {"format": "json", "level": "info"},
         "shutdown": "15s",
-        "credentials": [{"username": "nobody", "password": Secret(canaries.HASH)}],
     }
     return base | sections
 
@@ -202,7 +201,8 @@ class Daemon:
 
     def yaml(self, config: Mapping[str, Any]) -> str:
         """The text of a configuration, with files for its secrets."""
-        return yaml.dump(self._prepared(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        planted = {"credentials": [{"username": "nobody", "password": Secret(canaries.HASH)}]}
+        return yaml.dump(self._prepared(planted | dict(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def write_text(self, text: str) -> None:
         """Write the file as it is: faulty ones, too."""

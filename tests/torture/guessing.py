@@ -30,7 +30,7 @@ FAILURES = 2
 NETWORKS = (ip_network("203.0.113.0/24"), ip_network("2001:db8:1:2::/64"))
 HOME = "198.51.100.7"
 """Where the valid user is."""
-SAMPLES = 60
+SAMPLES = 20
 
 
 @dataclass

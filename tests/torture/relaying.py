@@ -22,6 +22,7 @@ from typing import Any
 from argon2 import PasswordHasher
 
 from relayd.config.models import Config
+from relayd.core.counter import ConnectionCounter
 from relayd.core.mail import Message, Recipient
 from relayd.core.proxy import SIGNATURE
 from relayd.intake.auth import PasswordVerifier
@@ -31,7 +32,6 @@ from relayd.intake.intake import Intake
 from relayd.intake.networks import NetworkBook
 from relayd.intake.observer import AuthFailure, Refusal
 from relayd.intake.rates import RateBook
-from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
 from relayd.spool.state import StateDB
 from tests.fuzz.wire import Quiet

@@ -17,11 +17,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from relayd.config.models import Limits, Listener
+from relayd.core.counter import ConnectionCounter
 from relayd.core.lifecycle import OutcomeKind
 from relayd.core.session import ConnectFailedError
 from relayd.delivery.smtp import SMTPConnector
 from relayd.delivery.tls import ClientContexts
-from relayd.listener.counter import ConnectionCounter
 from relayd.listener.server import ListenerServer
 from tests.delivery.upstream.helpers import outgoing
 from tests.fuzz.wire import NOW, Quiet
