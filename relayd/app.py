@@ -79,6 +79,8 @@ _GAUGES = 10.0
 _RETAIN = 600.0
 _DOMAINS = 1.0
 """Seconds until a change of domains by a command or another worker is seen here."""
+_TELL_AGAIN = 60.0
+"""Seconds until the same failure of a duty is logged again."""
 _CLOCK = 1.0
 _CREDENTIALS = 15.0
 """Seconds between looks at tokens that may end soon."""
@@ -459,11 +461,15 @@ class App:
         self._tasks.append(asyncio.create_task(self._repeat(seconds, name, work), name=f"duty {name}"))
 
     async def _repeat(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        told, loop = ("", 0.0), asyncio.get_running_loop()
         while True:
             try:
                 await work()
-            except StoreError as error:
-                self._log.error("duty failed", duty=name, error=str(error))
+            except (StoreError, StateError) as error:
+                # a broken disk stays broken for a while: the log is not to be filled with it
+                if told[0] != str(error) or loop.time() - told[1] > _TELL_AGAIN:
+                    told = (str(error), loop.time())
+                    self._log.error("duty failed", duty=name, error=str(error))
             except Exception:  # noqa: BLE001 - one faulty round must not end the duty for good
                 self._log.exception("duty failed", duty=name)
             await asyncio.sleep(seconds)

@@ -162,3 +162,29 @@ async def test_names_that_nobody_answers_for_keep_no_other_upstream_waiting(
         # nor do they keep the daemon from ending
         assert await daemon.stop() == 0
         assert not daemon.log("stopping_took_too_long")
+
+
+async def test_out_of_memory_one_client_is_dropped_and_others_are_served(make_daemon: MakeDaemon) -> None:
+    """A mail that no memory is left for: not `limits.memory`, which refuses in time, but the system's own limit."""
+    async with FakeUpstream() as upstream:
+        daemon = make_daemon({"upstreams": {"acme": smtp_upstream(upstream)}})
+        await daemon.start()
+        assert daemon.process is not None
+        pid = daemon.process.pid
+        async with Client(daemon.port) as client:
+            assert (await send(client, "before"))[0] == 250
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + 8 * 1024**2, resource.RLIM_INFINITY))
+        async with Client(daemon.port) as client:
+            assert (await send(client, "huge", size=24 * 1024**2))[0] in (0, 421, 451, 452)
+        async with Client(daemon.port) as client:
+            assert (await send(client, "small"))[0] == 250
+        await arrives(daemon, upstream, "small")
+        assert await daemon.stop() == 0
+        report = daemon.audit()
+        assert report.clean and report.accepted == 2
+
+
+def address_space(pid: int) -> int:
+    """Octets of it in use."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmSize")]
+    return int(line.split()[1]) * 1024

@@ -135,4 +135,18 @@ async def test_the_other_databases_damaged(make_daemon: MakeDaemon) -> None:
     await daemon.wait_for_event("delivered")
     assert daemon.log("database_damaged")
     assert (daemon.data_dir / "sandbox.db.damaged").exists()
+    # found damaged at work: mail goes on, and the log is not filled with it
+    overwritten(state)
+    async with Client(daemon.port) as client:
+        await client.send("app@example.com", ["a@example.org"], mail("third"))
+    await daemon.wait_for_event("delivered", count=2)
+    assert len(daemon.log("duty failed")) < 10
     assert await daemon.stop() == 0
+
+
+def overwritten(database: Path) -> None:
+    """Random octets in place of all that is in it and its WAL."""
+    for path in (database, database.with_name(database.name + "-wal")):
+        if path.exists():
+            with path.open("r+b") as file:
+                file.write(os.urandom(path.stat().st_size))
