@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OVERSIZE_FACTOR = 4
 """A message that is refused already is read on to its end, but not beyond so many times the largest size."""
+RECIPIENT = 256
+"""Octets of memory that a recipient takes besides its address and parameters."""
 SMALL_CHUNK = 1024
 """Chunks below so many octets count as commands without a mail: nobody sends a message by the octet."""
 
@@ -49,6 +51,7 @@ class Transaction(Stream):
         super().__init__(server)
         self._envelope: Envelope | None = None
         self._recipients: list[Recipient] = []
+        self._reserved = 0  # octets of memory, for the recipients
         self._tried = False  # a RCPT was refused
         self._chunks: tuple[ChunkReader, Content] | None = None
         self._chunk_failed = False
@@ -74,6 +77,9 @@ class Transaction(Stream):
         """Forget envelope, recipients and chunks."""
         self._envelope = None
         self._recipients = []
+        if self._reserved:
+            self.server.door.memory.release(self._reserved)
+            self._reserved = 0
         self._tried = False
         self._chunk_failed = False
         if self._chunks is not None:
@@ -127,6 +133,12 @@ class Transaction(Stream):
             self._tried = True
             self.unproductive()
             return refused
+        octets = RECIPIENT + len(arg)
+        if not server.door.memory.reserve(octets):
+            self._tried = True
+            self.unproductive()
+            raise Refused(replies.NO_MEMORY, ListenerRefusal.MEMORY)
+        self._reserved += octets
         recipients.append(recipient)
         self.send(_RECIPIENT_OK)
         return None

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 
+from relayd.intake.memory import MemoryBudget
 from relayd.listener.observer import ListenerRefusal
 from tests.listener.conftest import Client, Serve, limits, until
 from tests.support.fake_door import KEPT, FakeDoor, known
@@ -310,3 +311,25 @@ async def test_a_client_that_pipelines_without_end_lets_others_have_a_turn(serve
     greedy, modest = await served.greeted(), await served.greeted()
     greedy.send(b"NOOP\r\n" * 50_000)
     assert await modest.ask("NOOP") == "250 2.0.0 OK"
+
+
+async def test_recipients_count_as_memory(serve: Serve) -> None:
+    door = FakeDoor(memory=MemoryBudget(10_000))
+    served = await serve(door=door)
+    client = await served.greeted()
+    client.send(b"MAIL FROM:<a@example.com>\r\n" + b"RCPT TO:<b@example.com>\r\n" * 100)
+    replies = [await client.reply() for _ in range(101)]
+    taken = replies.count("250 2.1.5 Recipient OK")
+    assert 20 < taken < 40
+    assert set(replies[taken + 1 :]) == {"452 4.3.1 Out of memory for messages at the moment; try again later"}
+    assert await client.ask("RSET") == "250 2.0.0 OK"
+    assert door.memory.used == 0
+    await open_data(client)
+    assert door.memory.used > 256
+    assert await client.ask(".") == str(KEPT)
+    assert door.memory.used == 0
+    client.send(b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\n")
+    await client.reply()
+    await client.reply()
+    await client.close()
+    await until(lambda: not door.memory.used)

@@ -7,7 +7,7 @@ import base64
 import ssl
 
 from relayd.listener.observer import ListenerRefusal
-from tests.listener.conftest import Serve, limits
+from tests.listener.conftest import Serve
 from tests.support.fake_door import FakeDoor
 
 MAIL = """
@@ -152,15 +152,6 @@ async def test_a_handshake_broken_off_after_starttls(serve: Serve, server_tls: s
     await client.close()
     other = await served.greeted()
     assert await other.ask("NOOP") == "250 2.0.0 OK"
-
-
-async def test_open_handshakes_count_as_connections(serve: Serve, server_tls: ssl.SSLContext) -> None:
-    served = await serve(tls="implicit", context=server_tls, limits=limits())
-    served.server.counter.connections = 1
-    await served.connect()
-    second = await served.connect()
-    assert await second.closed()
-    assert served.seen.refusals == [ListenerRefusal.CONNECTIONS]
 
 
 async def test_a_new_certificate_is_shown_after_reload(
