@@ -173,11 +173,12 @@ async def test_out_of_memory_one_client_is_dropped_and_others_are_served(make_da
         pid = daemon.process.pid
         async with Client(daemon.port) as client:
             assert (await send(client, "before"))[0] == 250
-        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + 8 * 1024**2, resource.RLIM_INFINITY))
+        resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + 12 * 1024**2, resource.RLIM_INFINITY))
         async with Client(daemon.port) as client:
             assert (await send(client, "huge", size=24 * 1024**2))[0] in (0, 421, 451, 452)
         async with Client(daemon.port) as client:
             assert (await send(client, "small"))[0] == 250
+        resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         await arrives(daemon, upstream, "small")
         assert await daemon.stop() == 0
         report = daemon.audit()
