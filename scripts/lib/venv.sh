@@ -9,10 +9,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 DEBIAN_FRONTEND=noninterac
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# The first Python 3.11 or newer that really runs: a pyenv shim may be there and still refuse.
+# The first Python 3.11 or newer that really runs: a pyenv shim may be there and still refuse. The distribution's own
+# comes first, where its venv works: it is kept safe by the distribution, and built with profile-guided optimisation,
+# without which (pyenv's default) the same code takes 1.5 times as long.
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3.11 python3 python3.12 python3.13 /usr/bin/python3; do
+    for candidate in ${PYTHON:-} /usr/bin/python3 python3.11 python3 python3.12 python3.13; do
+        if [ "$candidate" = /usr/bin/python3 ] && ! "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+            continue
+        fi
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             printf '%s\n' "$candidate"
             return

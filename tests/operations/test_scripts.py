@@ -61,14 +61,31 @@ def test_it_can_be_run(script: str) -> None:
     assert (ROOT / script).stat().st_mode & stat.S_IXUSR
 
 
+def find_python(wanted: Path | str, path: Path) -> str:
+    answer = run(
+        "bash", "-c", ". scripts/lib/venv.sh; find_python", PYTHON=str(wanted), PATH=f"{path}:{os.environ['PATH']}"
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
 def test_a_python_that_is_too_old_or_broken_is_passed_over(tmp_path: Path) -> None:
     shim = tmp_path / "python3.11"
     shim.write_text("#!/bin/sh\necho 'pyenv: python3.11: command not found' >&2\nexit 127\n")
     shim.chmod(0o755)
     (tmp_path / "python3").symlink_to(sys.executable)
-    answer = run("bash", "-c", ". scripts/lib/venv.sh; find_python", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.strip() == "python3"
+    assert find_python(shim, tmp_path) in ("/usr/bin/python3", "python3")
+
+
+def test_the_python_that_is_asked_for_comes_first(tmp_path: Path) -> None:
+    assert find_python(sys.executable, tmp_path) == sys.executable
+
+
+def test_the_python_of_the_distribution_comes_next_where_it_makes_environments(tmp_path: Path) -> None:
+    system = "/usr/bin/python3"
+    usable = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
+    expected = Path(system).exists() and run(system, "-c", usable).returncode == 0
+    assert (find_python("", tmp_path) == system) is expected
 
 
 def test_an_environment_that_is_up_to_date_is_left_alone(tmp_path: Path) -> None:
