@@ -9,23 +9,18 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from relayd.config.models import Config
-from relayd.config.models import Listener as ListenerConfig
 from relayd.config.secret import resolve_secret
-from relayd.control import ControlError, ControlServer, Handler, ask_worker, worker_socket
-from relayd.core.address import AddressError, validate
-from relayd.core.counter import ConnectionCounter
+from relayd.control import ControlError, ControlServer, ask_worker, worker_socket
 from relayd.core.feedback import Applied, Fact, FactError
-from relayd.core.ids import format_id
-from relayd.core.lifecycle import Act, OnUncertain
+from relayd.core.lifecycle import OnUncertain
 from relayd.core.mail import INBOUND, Message, Recipient
 from relayd.core.priority import Priority
 from relayd.core.token import ReturnPaths
@@ -46,10 +41,10 @@ from relayd.domains.book import DomainBook
 from relayd.domains.duty import DomainDuty
 from relayd.domains.issued import Contexts
 from relayd.domains.issuing import CertificateDuty
+from relayd.doors import Doors
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
 from relayd.inbound.apply import FactApplier
-from relayd.inbound.archive import Verb
 from relayd.inbound.desk import InboundDesk
 from relayd.intake.auth import PasswordVerifier
 from relayd.intake.blocks import BlockBook
@@ -59,18 +54,17 @@ from relayd.intake.intake import Intake
 from relayd.intake.networks import NetworkBook
 from relayd.intake.rates import RateBook
 from relayd.intake.unjudged import Unjudged
-from relayd.listener.server import ListenerServer
 from relayd.listener.tls import context_of, server_context
 from relayd.sockets import Sockets
 from relayd.spool.budgets import BudgetStore
 from relayd.spool.domains import DomainStore
 from relayd.spool.files import DAMAGED
-from relayd.spool.filter import QueueFilter
 from relayd.spool.ledger import Ledger
 from relayd.spool.sqlite import SqliteStore
 from relayd.spool.state import StateDB, StateError
 from relayd.spool.store import StoreError
-from relayd.web.server import Health, Pages, WebServer
+from relayd.verbs import Verbs
+from relayd.web.server import Health, Pages
 from relayd.web.tls import by_name
 
 _SWEEP = 30.0
@@ -101,15 +95,21 @@ class App:
     def __init__(self, config: Config, *, config_path: Path, slot: int, slots: int, sockets: Sockets) -> None:
         self._config = config
         self._slot, self._slots = slot, slots
-        self._sockets = sockets
         self._log = structlog.get_logger("relayd.app")
         self._tasks: list[asyncio.Task[None]] = []
         self._started_at = now_ms()
         self._serving = False
-        data_dir = config.data_dir
         self._secret = resolve_secret(config)
-        paths = self._return_paths(config)
-        self._tls = server_context(config.tls, data_dir)
+        self._owner = f"{slot}-{os.getpid()}"
+        """What leases of this worker in state.db are called."""
+        self._make_books(config)
+        self._make_intake(config)
+        self._make_delivery(config)
+        self._make_doors(config, sockets)
+
+    def _make_books(self, config: Config) -> None:
+        """What is kept, counted and looked up."""
+        slot, slots, data_dir = self._slot, self._slots, config.data_dir
         self._metrics = Metrics(slots, data_dir / "run" / "metrics", slot)
         self._maillog = MailLog(config.log.mail, dropped=self._metrics.maillog_dropped)
         self._store = SqliteStore(data_dir / "spool", slot, slots, config.spool, now_ms)
@@ -121,9 +121,17 @@ class App:
         self._guesses = GuessLimiter(config, now_ms, self._state)
         self._rates = RateBook(config, self._state, now_ms)
         self._book = DomainBook(DomainStore(self._state), config, changed=self._domains_changed)
-        self._duty_of_domains = DomainDuty(self._state, config, f"{slot}-{os.getpid()}", now_ms)
-        self._duty_of_certificates = CertificateDuty(self._state, config, f"{slot}-{os.getpid()}", now_ms)
+        self._duty_of_domains = DomainDuty(self._state, config, self._owner, now_ms)
+        self._duty_of_certificates = CertificateDuty(self._state, config, self._owner, now_ms)
         self._contexts = Contexts(context_of, lambda: self._book.everything)
+        self._credentials = CredentialWatch(self._state, config, self._owner, self._metrics.credential, now_ms)
+        self._tokens = self._credentials.use(self._secret)
+        self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
+        self._unjudged = Unjudged(self._blocks, self._store, self._state, now_ms)
+
+    def _make_intake(self, config: Config) -> None:
+        """What comes in: from clients, and back to us."""
+        paths = self._return_paths(config)
         self._intake = Intake(
             config,
             self._store,
@@ -141,12 +149,6 @@ class App:
             vouching=self._book,
             stranger=self._stranger,
         )
-        self._credentials = CredentialWatch(
-            self._state, config, f"{slot}-{os.getpid()}", self._metrics.credential, now_ms
-        )
-        self._tokens = self._credentials.use(self._secret)
-        self._blocks = BlockBook(config.blocks, self._state, now_ms, self._store.history)
-        self._unjudged = Unjudged(self._blocks, self._store, self._state, now_ms)
         self._inbound = InboundDesk(
             config,
             paths,
@@ -157,10 +159,14 @@ class App:
             remote=self._ask_worker,
             observer=self._metrics.inbound,
             clock=now_ms,
-            slot=slot,
-            slots=slots,
+            slot=self._slot,
+            slots=self._slots,
         )
-        self._plan = self._build_plan(config, paths)
+
+    def _make_delivery(self, config: Config) -> None:
+        """What goes out, and what is told of it."""
+        slot, slots = self._slot, self._slots
+        self._plan = self._build_plan(config, self._return_paths(config))
         self._reporter = Reporter(
             self._store,
             self._intake,
@@ -170,7 +176,7 @@ class App:
             clock=now_ms,
         )
         self._standings = StandingBook(
-            self._state, self._metrics.delivery, now_ms, owner=f"{slot}-{os.getpid()}", slot=slot, slots=slots
+            self._state, self._metrics.delivery, now_ms, owner=self._owner, slot=slot, slots=slots
         )
         self._budgets = BudgetBook(BudgetStore(self._state), now_ms, slots)
         self._dispatcher = Dispatcher(
@@ -182,7 +188,7 @@ class App:
             owed=self._reporter.wake,
             blocked=self._blocks.find,
             standings=self._standings,
-            run_dir=data_dir / "run",
+            run_dir=config.data_dir / "run",
             slot=slot,
             slots=slots,
             budgets=self._budgets,
@@ -195,12 +201,33 @@ class App:
             owed=self._reporter.wake,
         )
         self._steering = Steering(self._store, self._dispatcher, self._plan.policy, now_ms, self._reporter.wake)
-        self._counter = ConnectionCounter(self._share(config), config.limits.connections_per_ip)
-        self._listeners: dict[str, ListenerServer] = {}
-        self._old_listeners: dict[asyncio.Task[None], ListenerServer] = {}
-        """Those that a reload replaced, until their last client is gone."""
-        self._web: WebServer | None = None
-        self._control = ControlServer(worker_socket(data_dir, slot), self._verbs())
+
+    def _make_doors(self, config: Config, sockets: Sockets) -> None:
+        """Where others come to us: clients, browsers, commands."""
+        self._doors = Doors(
+            config,
+            sockets,
+            server_context(config.tls, config.data_dir),
+            self._intake,
+            self._pages,
+            observer=self._metrics.listeners,
+            clock=now_ms,
+            slots=self._slots,
+        )
+        verbs = Verbs(
+            self._slot,
+            lambda: self._plan,
+            self.status,
+            now_ms,
+            self._intake,
+            self._store,
+            self._dispatcher,
+            self._steering,
+            self._reporter,
+            self._standings,
+            self._book,
+        )
+        self._control = ControlServer(worker_socket(config.data_dir, self._slot), verbs.handlers(self._inbound.verbs()))
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -224,10 +251,7 @@ class App:
         await self._standings.start()
         await self._dispatcher.start()
         self._reporter.start()
-        for listener in self._config.listeners:
-            await self._listen(listener, self._config)
-        self._web = self._web_server(self._sockets, self._tls)
-        await self._web.start()
+        await self._doors.open()
         await self._control.start()
         await self._inbound.start()
         self._duty(_SWEEP, "sweep", self._sweep)
@@ -249,15 +273,15 @@ class App:
         paths = self._return_paths(config)
         plan = self._build_plan(config, paths)
         context = server_context(config.tls, config.data_dir)
-        listeners, web = await self._prepare(config, sockets, context)
+        change = await self._doors.prepare(config, sockets, context)
         old, self._config = self._config, config
-        self._plan, self._tls = plan, context
+        self._plan, self._doors.tls = plan, context
         # first of all, for it cannot fail: what intake accepts by the new routes finds its lanes
         await self._dispatcher.apply(plan)
         self._intake.apply(config, paths)
         for part, apply in (
             ("mailboxes", lambda: self._inbound.apply(config, paths)),
-            ("connection limits", lambda: self._limit(config)),
+            ("connection limits", lambda: self._doors.limit(config)),
             ("spool", lambda: self._store.apply(config.spool)),
             ("domains", lambda: self._book.apply(config)),
             ("logins", lambda: self._credentials.apply(config)),
@@ -267,36 +291,13 @@ class App:
             ("blocks", lambda: self._blocks.apply(config.blocks)),
             ("mail log", lambda: self._maillog.reopen(config.log.mail)),
             ("reports", lambda: self._reporter.apply(plan.policy, config.hostname)),
-            ("listeners", lambda: self._relisten(config, listeners)),
-            ("web", lambda: self._replace_web(web)),
+            ("listeners", lambda: self._doors.change_listeners(config, change)),
+            ("web", lambda: self._doors.change_web(change)),
         ):
             await self._converge(part, apply)
         self._steering.policy = plan.policy
-        for sock in set(self._sockets) - set(sockets):
-            sock.close()
-        self._sockets = sockets
+        self._doors.close_unused(change)
         self._log.info("configuration applied", changed=config != old)
-
-    async def _prepare(
-        self, config: Config, sockets: Sockets, context: ssl.SSLContext
-    ) -> tuple[dict[str, ListenerServer], WebServer | None]:
-        """What a reload needs anew and may fail to get. Raises, and nothing has changed then."""
-        prepared: dict[str, ListenerServer] = {}
-        try:
-            for listener in config.listeners:
-                name = listener.name
-                if name not in self._listeners or sockets.smtp.get(name) != self._sockets.smtp.get(name):
-                    server = prepared[name] = self._server(listener, config, context)
-                    await server.prepare(sockets.smtp[name])
-            if sockets.web == self._sockets.web:
-                return prepared, None
-            web = self._web_server(sockets, context)
-            await web.start()
-        except BaseException:
-            for server in prepared.values():
-                server.discard()
-            raise
-        return prepared, web
 
     async def _converge(self, part: str, apply: Callable[[], Awaitable[None] | None]) -> None:
         """One step of a reload that has begun: whatever happens in it, the others are made."""
@@ -307,36 +308,21 @@ class App:
         except Exception:  # noqa: BLE001 - a worker half on the old and half on the new configuration helps nobody
             self._log.exception("part of the configuration could not be applied", part=part)
 
-    def _limit(self, config: Config) -> None:
-        self._counter.connections = self._share(config)
-        self._counter.connections_per_ip = config.limits.connections_per_ip
-
-    async def _replace_web(self, web: WebServer | None) -> None:
-        if web is not None:
-            old, self._web = self._web, web
-            if old is not None:
-                await old.stop()
-
     async def drain_and_stop(self) -> None:
         """Take no more, finish what is under way within `shutdown`, close."""
         deadline = asyncio.get_running_loop().time() + self._config.shutdown
         self._serving = False
         self._intake.draining = True
-        servers = [*self._listeners.values(), *self._old_listeners.values()]
-        for server in servers:
-            server.stop_accepting()
-        await asyncio.gather(*(server.drain(self._config.shutdown * _DRAIN_SHARE) for server in servers))
-        tasks = [*self._tasks, *self._old_listeners]
-        for task in tasks:
+        await self._doors.drain(self._config.shutdown * _DRAIN_SHARE)
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._inbound.stop_fetching()
         await self._dispatcher.stop(deadline)
         await self._inbound.close()
         await self._reporter.stop()
         await self._control.close()
-        if self._web is not None:
-            await self._web.stop()
+        await self._doors.close()
         for part in (self._blocks, self._unjudged, self._rates, self._guesses, self._networks, self._disk):
             await part.stop()
         await self._standings.stop()
@@ -346,50 +332,6 @@ class App:
         await self._state.close()
         self._metrics.flush()
         self._maillog.close()
-
-    # -- listeners ------------------------------------------------------------------------------------------------
-
-    def _server(self, listener: ListenerConfig, config: Config, context: ssl.SSLContext) -> ListenerServer:
-        return ListenerServer(
-            listener,
-            config.limits_of(listener),
-            self._intake,
-            context,
-            self._metrics.listeners,
-            now_ms,
-            config.hostname,
-            self._counter,
-        )
-
-    async def _listen(self, listener: ListenerConfig, config: Config) -> None:
-        server = self._listeners[listener.name] = self._server(listener, config, self._tls)
-        await server.start(self._sockets.smtp[listener.name])
-
-    async def _relisten(self, config: Config, prepared: Mapping[str, ListenerServer]) -> None:
-        """Give listeners their new settings; where the sockets changed, a new server takes over and the old drains."""
-        wanted = {listener.name: listener for listener in config.listeners}
-        for name, server in list(self._listeners.items()):
-            if name in wanted and name not in prepared:
-                server.apply(wanted[name], config.limits_of(wanted[name]), self._tls, config.hostname)
-                continue
-            del self._listeners[name]
-            server.stop_accepting()
-            task = asyncio.create_task(server.drain(config.shutdown), name=f"drain {name}")
-            self._old_listeners[task] = server
-            task.add_done_callback(self._old_listeners.pop)
-        for name, server in prepared.items():
-            self._listeners[name] = server
-            await server.serve()
-
-    def _web_server(self, sockets: Sockets, context: ssl.SSLContext) -> WebServer:
-        named = "web.public_tls" in sockets.web
-        tls = by_name(context, self._contexts.of, lambda: self._tls) if named else None
-        pages = Pages(self._metrics.page, self._health, self._duty_of_certificates.challenge, tls)
-        return WebServer(sockets.web, pages)
-
-    def _share(self, config: Config) -> int:
-        """This worker's part of limits.connections."""
-        return -(-config.limits.connections // self._slots)
 
     # -- what parts ask of each other -----------------------------------------------------------------------------
 
@@ -441,6 +383,10 @@ class App:
             return await ask_worker(self._config.data_dir, slot, verb, args)
         except ControlError as error:
             raise FactError(str(error)) from error
+
+    def _pages(self, context: ssl.SSLContext, public_tls: bool) -> Pages:
+        tls = by_name(context, self._contexts.of, lambda: self._doors.tls) if public_tls else None
+        return Pages(self._metrics.page, self._health, self._duty_of_certificates.challenge, tls)
 
     def _kept(self, delivery: Any) -> None:
         self._dispatcher.push(delivery)
@@ -504,120 +450,18 @@ class App:
         self._plan.signing.signer.use(stored_key(key.domain, key.selector, key.private) for key in book.keys)
         self._metrics.domains(book.states().items())
 
-    # -- steering -------------------------------------------------------------------------------------------------
-
-    def _verbs(self) -> dict[str, Handler]:
-        acts = {act.value: act for act in Act if act is not Act.EXPIRE}
-        verbs: dict[str, Handler] = {f"queue.{name}": self._act(deed) for name, deed in acts.items()}
-        verbs["queue.move"] = self._move
-        verbs["upstream.try"] = self._try_upstream
-        verbs["domains.refresh"] = _for_workers(self._refresh_domains)
-        verbs["spool.adopt"] = _for_workers(self._adopt)
-        verbs["upstream.look"] = self._look_at_upstreams
-        verbs |= {name: _for_workers(verb) for name, verb in self._inbound.verbs().items()}
-        return verbs | {"ping": self._ping, "mail.send": self._send_mail, "worker.status": self._worker_status}
-
-    def _act(self, deed: Act) -> Handler:
-        async def handle(args: dict[str, Any]) -> Any:
-            try:
-                wanted = QueueFilter.from_dict(args.get("filter") or {})
-            except ValueError as error:
-                raise ControlError(str(error)) from None
-            by, reason = str(args.get("by", "")), str(args.get("reason", ""))
-            done = await self._steering.act(deed, wanted, by=by, reason=reason)
-            return {"recipients": done.recipients, "messages": done.messages, "busy": done.busy}
-
-        return handle
-
-    async def _move(self, args: dict[str, Any]) -> Any:
-        """Waiting mail to another upstream, by hand."""
-        try:
-            wanted = QueueFilter.from_dict(args.get("filter") or {})
-        except ValueError as error:
-            raise ControlError(str(error)) from None
-        to, table = str(args.get("to", "")), self._plan.table
-        if not any(_within(lane, to) for lane in self._plan.upstreams) or to == INBOUND:
-            raise ControlError(f"there is no upstream {to}")
-        by, reason = str(args.get("by", "")), str(args.get("reason", ""))
-        return asdict(await self._steering.move(wanted, partial(table.lane_of, to), by=by, reason=reason))
-
-    async def _send_mail(self, args: dict[str, Any]) -> Any:
-        """A mail of our own for an operator: null sender, no access checks."""
-        try:
-            recipient, content = str(args["recipient"]), str(args["content"]).encode("ascii")
-            validate(recipient)
-        except (KeyError, UnicodeEncodeError, AddressError) as error:
-            raise ControlError(f"this cannot be sent: {error}") from None
-        return {"id": format_id(await self._intake.submit_report(recipient, content))}
-
-    async def _try_upstream(self, args: dict[str, Any]) -> Any:
-        lane = str(args.get("lane", ""))
-        resumed = self._dispatcher.try_now(lane)
-        if waiting := self._dispatcher.put_off(lane):
-            await self._steering.act(Act.RETRY, QueueFilter(ids=waiting, lane=lane), by="relayd upstream test")
-        return {"resumed": resumed}
-
-    async def _refresh_domains(self, args: dict[str, Any]) -> Any:
-        """A command has changed domains: it returns once every worker knows."""
-        await self._book.poll()
-        return {"generation": self._book.everything.generation}
-
-    async def _adopt(self, args: dict[str, Any]) -> Any:
-        """A command has recovered segments: what waits in them is sent."""
-        taken = await self._store.adopt([Path(str(path)) for path in args["segments"]])
-        if taken:
-            for depth in await self._store.lanes():
-                self._dispatcher.wake(depth.lane, now_ms())
-            self._reporter.wake()
-        return {"segments": taken}
-
-    async def _look_at_upstreams(self, args: dict[str, Any]) -> Any:
-        """A command suspended or resumed upstreams: see what it did."""
-        try:
-            await self._standings.poll()
-        except StateError as error:
-            raise ControlError(str(error)) from None
-        lane = str(args.get("lane", ""))
-        return {
-            "resumed": [name for name in self._plan.upstreams if _within(name, lane) and self._dispatcher.try_now(name)]
-        }
-
-    async def _ping(self, args: dict[str, Any]) -> Any:
-        return {"slot": self._slot}
-
-    async def _worker_status(self, args: dict[str, Any]) -> Any:
-        return self.status()
-
     def status(self) -> dict[str, Any]:
         """Facts for `relayd status`."""
+        reasons = list(self._health().reasons)
         return {
             "slot": self._slot,
             "started_at": self._started_at,
             "draining": self._intake.draining,
-            "ready": not self._health().reasons,
-            "not_ready": list(self._health().reasons),
-            "listeners": self._sockets.addresses(),
-            "connections": self._counter.open,
+            "ready": not reasons,
+            "not_ready": reasons,
+            "listeners": self._doors.addresses(),
+            "connections": self._doors.connections,
             "memory": self._intake.memory.used,
             "disk_free": self._disk.free_octets,
             "upstreams": self._dispatcher.standing(),
         }
-
-
-def _within(lane: str, upstream: str) -> bool:
-    """The lane is that one, or that of one of its accounts."""
-    return lane == upstream or lane.startswith(f"{upstream}/")
-
-
-def _for_workers(verb: Verb) -> Handler:
-    """A question that another worker may ask: what is in the way goes back in words."""
-
-    async def handle(args: dict[str, Any]) -> Any:
-        try:
-            return await verb(args)
-        except (FactError, StoreError, StateError) as error:
-            raise ControlError(str(error)) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ControlError(f"not a question between workers: {error}") from error
-
-    return handle

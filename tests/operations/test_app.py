@@ -35,7 +35,7 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
 async def test_a_listener_that_cannot_be_opened_leaves_everything_as_it_was(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = app._sockets
+    old = app._doors._sockets
     wanted = config(tmp_path, "one", "two", "three")
     prepare_listener = ListenerServer.prepare
 
@@ -49,7 +49,7 @@ async def test_a_listener_that_cannot_be_opened_leaves_everything_as_it_was(
     with pytest.raises(OSError, match="Too many"):
         await app.reload(wanted, new)
     assert app._config.listeners[0].name == "one" and len(app._config.listeners) == 1
-    assert list(app._listeners) == ["one"] and app._sockets is old
+    assert list(app._doors._listeners) == ["one"] and app._doors._sockets is old
     port = old.smtp["one"][0].getsockname()[1]
     await send_one(port, "app@example.com", "a@example.org")
     monkeypatch.undo()
@@ -66,6 +66,6 @@ async def test_a_part_that_fails_in_the_middle_keeps_no_other_from_the_new_confi
 
     monkeypatch.setattr(app._inbound, "apply", broken)
     wanted = config(tmp_path, "one", "two")
-    await app.reload(wanted, sockets.rebind(wanted, app._sockets))
-    assert app._config is wanted and list(app._listeners) == ["one", "two"]
-    await send_one(app._sockets.smtp["two"][0].getsockname()[1], "app@example.com", "a@example.org")
+    await app.reload(wanted, sockets.rebind(wanted, app._doors._sockets))
+    assert app._config is wanted and list(app._doors._listeners) == ["one", "two"]
+    await send_one(app._doors._sockets.smtp["two"][0].getsockname()[1], "app@example.com", "a@example.org")
