@@ -117,11 +117,13 @@ class ImapClient:
         self._writer.transport.abort()
 
     async def logout(self) -> None:
-        """Take leave, where that is possible, and close. Never raises."""
-        with contextlib.suppress(ImapError, OSError, TimeoutError):
-            async with asyncio.timeout(5):
-                await self._command("LOGOUT")
-        self.abort()
+        """Take leave, where that is possible, and close, even if it is cancelled meanwhile. Raises nothing else."""
+        try:
+            with contextlib.suppress(ImapError, OSError, TimeoutError):
+                async with asyncio.timeout(5):
+                    await self._command("LOGOUT")
+        finally:
+            self.abort()
 
     # -- before a folder is open
 

@@ -284,3 +284,28 @@ def test_folders_of_the_rfc(name: str, written: str) -> None:
 
 def test_days() -> None:
     assert date_text(1_800_000_000_000) == "15-Jan-2027"
+
+
+async def test_leaving_closes_the_connection_even_if_there_is_no_time_to_say_so() -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        while line := await reader.readline():
+            tag, _, command = line.rstrip(b"\r\n").partition(b" ")
+            if command.startswith(b"LOGOUT"):
+                asked.set()
+            else:
+                writer.write(b"* CAPABILITY IMAP4rev1\r\n" + tag + b" OK\r\n")
+        gone.set()
+
+    async with served(silent) as port:
+        client = await ImapClient.connect("127.0.0.1", port, None, starttls=False)
+        leaving = asyncio.create_task(client.logout())
+        await asked.wait()
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        async with asyncio.timeout(30):
+            with contextlib.suppress(ConnectionError):
+                await gone.wait()

@@ -203,10 +203,10 @@ async def test_a_client_that_does_not_read_is_ended(serve: Serve) -> None:
     await loop.sock_connect(sock, served.address)
     with sock:
         await loop.sock_recv(sock, 100)
-        flood = asyncio.create_task(loop.sock_sendall(sock, b"HELP\r\n" * 2_000_000), name="flood")
         async with asyncio.timeout(30):
             with pytest.raises(ConnectionError):
-                await flood
+                while True:  # what the kernels' buffers hold on both sides is no small amount, nor the same everywhere
+                    await loop.sock_sendall(sock, b"HELP\r\n" * 100_000)
     assert served.seen.refusals == [ListenerRefusal.UNREAD_REPLIES]
 
 
