@@ -7,12 +7,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import values
 
 from relayd.config.models import Config
 from relayd.sockets import BindError
@@ -23,6 +24,14 @@ DUMMY = Path(__file__).parent.parent / "support" / "dummy_worker.py"
 QUICK = Patience(heartbeat=20.0, first_wait=0.05, longest_wait=0.2)
 
 Start = Callable[..., Awaitable[Supervisor]]
+
+
+@pytest.fixture(autouse=True)
+def _metrics_of_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A supervisor has all later metrics of its process kept in files: here other tests come after it."""
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    yield
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 
 @pytest.fixture
