@@ -118,7 +118,16 @@ class Reporter:
                 except Exception:  # noqa: BLE001 - one message that cannot be reported on must not end all reports
                     self._log.exception("report not made", id=format_id(message))
                     failed.add(message)
+                    await self._give_up(message)
         return paid
+
+    async def _give_up(self, message: MessageId) -> None:
+        """What is late by a mail's lifetime will never be made, and nothing is owed for ever. Raises StoreError."""
+        history = await self._store.history(message)
+        since = max((event.at for event in history.events), default=history.message.accepted_at)
+        if self._clock() - since > self._policy.lifetime:
+            await self._strike(message, [waiting for waiting in history.recipients if waiting.notice is not None])
+            self._log.error("report given up", id=format_id(message), sender=history.message.envelope.sender)
 
     async def _report_on(self, message: MessageId) -> None:
         history = await self._store.history(message)

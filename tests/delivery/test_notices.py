@@ -96,3 +96,20 @@ async def test_a_store_that_fails_is_asked_again(tmp_path: Path) -> None:
         assert await store.owing(10) == []
     finally:
         await store.close()
+
+
+async def test_one_that_cannot_be_made_is_not_owed_for_ever(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "spool", 0, 1, Spool(), clock)
+    await store.open()
+    door = Door({"bad@example.com": ValueError("cannot be composed")})
+    reporter = Reporter(store, door, POLICY, "relay.test", observer=Observer(), clock=clock)
+    try:
+        await _owing(store, "bad@example.com")
+        assert await reporter.pay() == 0
+        assert len(await store.owing(10)) == 1
+        clock.advance(POLICY.lifetime + 60_000)
+        assert await reporter.pay() == 0
+        assert await store.owing(10) == []
+    finally:
+        await store.close()
