@@ -171,7 +171,7 @@ async def test_sessions_share_one_database_and_the_last_one_closes_it(path: Path
 
 
 async def test_an_unusable_database_is_trouble(tmp_path: Path) -> None:
-    (tmp_path / "sandbox.db").write_bytes(b"this is no database" * 100)
+    (tmp_path / "sandbox.db").mkdir()
     with pytest.raises(ConnectFailedError) as caught:
         await opened(tmp_path / "sandbox.db")
     assert caught.value.outcome.kind is OutcomeKind.TROUBLE
