@@ -9,6 +9,7 @@ from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.intake.memory import MemoryBudget
 from relayd.intake.session import ClientSession
+from relayd.spool.joining import Joiner
 
 
 class Door(Protocol):
@@ -17,6 +18,9 @@ class Door(Protocol):
     memory: MemoryBudget
     """The listener reserves the octets of a message while it receives it, and releases them when `submit` has
     answered (or the session ended). What is handed on in memory to delivery, intake and the lanes count themselves."""
+
+    joiner: Joiner
+    """Puts content together."""
 
     def connect(self, session: ClientSession) -> Reply | None:
         """A client connected (after PROXY, XCLIENT): may it speak? Sets session.network.

@@ -32,6 +32,7 @@ from relayd.intake.session import ClientSession
 from relayd.intake.submission import Kept, Preparer, deliveries, origin_of
 from relayd.intake.urgency import RoutePriority
 from relayd.intake.vouching import AnyDomain, Vouching
+from relayd.spool.joining import Joiner
 from relayd.spool.state import StateError
 from relayd.spool.store import Delivery, Store, StoreError, StoreFullError
 
@@ -87,6 +88,7 @@ class Intake:
         self.draining = False
         """Refuse new connections and new mails; what is in reception is still taken."""
         self.memory = MemoryBudget(config.limits.memory)
+        self.joiner = Joiner()
         self._store = store
         self._networks = networks
         self._passwords = passwords
@@ -124,7 +126,7 @@ class Intake:
             if (limits := config.limits_of(listener)) is not config.limits
         }
         self._hostname = config.hostname
-        self._preparer = Preparer(config, self._lane_of, self._priority_of)
+        self._preparer = Preparer(config, self._lane_of, self._priority_of, self.joiner)
         self._listeners = {listener.name: listener for listener in config.listeners}
         self._accounts = {c.username: _Account(c, SenderPatterns(c.senders)) for c in config.credentials}
 

@@ -20,7 +20,7 @@ from relayd.core.units import Millis
 from relayd.intake.cidr import Peer
 from relayd.intake.session import ClientSession
 from relayd.intake.urgency import RoutePriority, Urgency
-from relayd.spool.joining import joined
+from relayd.spool.joining import Joiner
 from relayd.spool.store import Delivery, Waiting
 
 
@@ -75,10 +75,12 @@ class Preparer:
         self,
         config: Config,
         lane_of: Callable[[Message, Recipient], str | None],
-        priority_of: RoutePriority | None = None,
+        priority_of: RoutePriority | None,
+        joiner: Joiner,
     ) -> None:
         """`priority_of` is what the route of a recipient says."""
         self._lane_of = lane_of
+        self._joiner = joiner
         self._hostname = config.hostname
         self._campaign = config.campaign_header
         self._urgency = Urgency(config, priority_of)
@@ -118,7 +120,8 @@ class Preparer:
         if not facts.has_message_id and not origin.inbound:
             front += headers.message_id_header(id_text, self._hostname)
             message_id = f"<{id_text}@{self._hostname}>"
-        kept = await joined(headers.assembly(content, prepend=front, drop=() if origin.inbound else self._drop))
+        drop = () if origin.inbound else self._drop
+        kept = await self._joiner.joined(headers.assembly(content, prepend=front, drop=drop))
         message = Message(
             number,
             now,

@@ -17,7 +17,6 @@ from relayd.listener.ends import Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.parameters import parse_mail, parse_rcpt
 from relayd.listener.stream import Stream
-from relayd.spool.joining import joined
 
 if TYPE_CHECKING:
     from relayd.intake.session import ClientSession
@@ -252,7 +251,7 @@ class Transaction(Stream):
         if content.fault is not None:
             self.unproductive()
             raise Refused(*_FAULTS[content.fault])
-        octets = await joined(content.pieces())
+        octets = await self.server.door.joiner.joined(content.pieces())
         if content.has_nul and await asyncio.to_thread(hides_end, octets):
             self.unproductive()
             raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)

@@ -18,11 +18,18 @@ _VECTOR = 1024
 Piece = bytes | memoryview
 
 
-async def joined(pieces: Sequence[Piece]) -> bytes:
-    """All pieces, one behind the other: small ones at once, big ones in a thread."""
-    if sum(map(len, pieces)) < APART:
-        return pieces[0] if len(pieces) == 1 and type(pieces[0]) is bytes else b"".join(pieces)
-    return await asyncio.to_thread(join, pieces)
+class Joiner:
+    """Joins for one event loop: one big content at a time, for many threads at it take the processor from the loop."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def joined(self, pieces: Sequence[Piece]) -> bytes:
+        """All pieces, one behind the other: small ones at once, big ones in a thread."""
+        if sum(map(len, pieces)) < APART:
+            return pieces[0] if len(pieces) == 1 and type(pieces[0]) is bytes else b"".join(pieces)
+        async with self._turn:
+            return await asyncio.to_thread(join, pieces)
 
 
 def join(pieces: Sequence[Piece]) -> bytes:

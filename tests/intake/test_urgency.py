@@ -11,6 +11,7 @@ from relayd.core.mail import Envelope, Origin, Recipient
 from relayd.core.priority import Priority, priority_of, read_priority
 from relayd.intake.submission import Kept, Preparer
 from relayd.intake.urgency import urgency_of
+from relayd.spool.joining import Joiner
 from tests.intake.conftest import CRM_HASH, SHOP_HASH, make_config
 
 HIGH, NORMAL, BULK = Priority.HIGH, Priority.NORMAL, Priority.BULK
@@ -63,7 +64,7 @@ def prepared(header: bytes, *to: str, credential: str | None = None, inbound: bo
     def by_route(message: object, recipient: Recipient) -> Priority | None:
         return CONFIG.routes[0 if recipient.address.endswith("vip.example") else 1].priority
 
-    preparer = Preparer(CONFIG, lambda message, recipient: "sandbox", by_route)
+    preparer = Preparer(CONFIG, lambda message, recipient: "sandbox", by_route, Joiner())
     content = MAIL + header + b"\r\nHello\r\n"
     origin = Origin("submission", "192.0.2.9", "app", credential)
     return asyncio.run(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.spool.joining import APART, join, joined
+from relayd.spool.joining import APART, Joiner, join
 
 PIECES = st.lists(st.binary(max_size=64).map(lambda seed: seed * 4001), max_size=40)
 
@@ -28,8 +28,9 @@ def test_more_pieces_than_one_call_takes() -> None:
 
 
 async def test_small_and_big_ones_are_awaited_alike() -> None:
+    joiner = Joiner()
     for pieces in ([], [b"one"], [memoryview(b"one")], [b"a", b"b"], [b"x" * APART], [b"x" * APART, b"y"]):
-        whole = await joined(pieces)
+        whole = await joiner.joined(pieces)
         assert type(whole) is bytes and whole == b"".join(pieces)
 
 
