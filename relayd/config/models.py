@@ -281,7 +281,8 @@ class Limits(Model):
     memory: Size = Field(
         512 * 1024**2,
         ge=16 * 1024**2,
-        description="Octets of messages that one worker holds in memory, in reception or on the way out (452 4.3.1).",
+        description="Octets of messages that one worker holds in memory, in reception or on the way out (452 4.3.1)."
+        " An eighth more is for mails of up to 64 KiB, so that big ones keep nobody out.",
     )
 
 

@@ -184,7 +184,7 @@ class Intake:
             admission.MailFacts(
                 self.draining,
                 self._disk.low,
-                self.memory.room(size),
+                self.memory.welcomes(size),
                 listener.require_tls,
                 session.tls is not None,
                 listener.access,

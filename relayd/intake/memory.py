@@ -5,16 +5,23 @@ Who holds octets reserves and releases them; what to reply when there is no room
 
 from __future__ import annotations
 
+SMALL = 64 * 1024
+"""Octets up to which a mail in reception has room that big ones cannot take …"""
+SPARE = 8
+"""… namely this part of the limit, beside it: who sends big mails must not keep all others out."""
+
 
 class MemoryBudget:
     """Counts octets held by one worker. Used on one event loop only, so it needs no lock."""
 
-    __slots__ = ("limit", "peak", "used")
+    __slots__ = ("limit", "peak", "small", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         """Octets; changed on reload. What is held already stays held when it shrinks."""
         self.used = 0
+        self.small = 0
+        """Of these, what small mails in reception hold."""
         self.peak = 0
         """The most that was ever held, for metrics."""
 
@@ -22,14 +29,24 @@ class MemoryBudget:
         """Would this much fit now? Reserves nothing."""
         return self.used + octets <= self.limit
 
-    def reserve(self, octets: int) -> bool:
-        """Take that many octets; False (and nothing taken) when they don't fit."""
-        used = self.used + octets
-        if used > self.limit:
+    def welcomes(self, octets: int) -> bool:
+        """Would a mail of this size have room now? Reserves nothing."""
+        return self.used + octets <= self.limit or (octets <= SMALL and self.small + octets <= self.limit // SPARE)
+
+    def reserve(self, octets: int, held: int = 0) -> bool:
+        """Take octets more for a mail that holds so many already; False, and nothing taken, when they don't fit."""
+        small = held + octets <= SMALL
+        if self.used + octets > self.limit and not (small and self.small + octets <= self.limit // SPARE):
             return False
-        self.used = used
-        self.peak = max(self.peak, used)
+        self.small += octets if small else -held if held <= SMALL else 0
+        self.take(octets)
         return True
+
+    def forget(self, octets: int) -> None:
+        """Give back all that a mail in reception has reserved."""
+        if octets <= SMALL:
+            self.small -= octets
+        self.release(octets)
 
     def take(self, octets: int) -> None:
         """Count octets that are held already, beyond the limit if need be (our own reports, content handed on)."""

@@ -68,7 +68,7 @@ class Content:
         "size",
     )
 
-    def __init__(self, rules: Rules, reserve: Callable[[int], bool], release: Callable[[int], None]) -> None:
+    def __init__(self, rules: Rules, reserve: Callable[[int, int], bool], release: Callable[[int], None]) -> None:
         self._rules = rules
         self._reserve = reserve
         self._release = release
@@ -99,7 +99,7 @@ class Content:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
         if self.size + len(piece) > self._rules.size:
             return Fault.SIZE
-        if not self._reserve(len(piece)):
+        if not self._reserve(len(piece), self.size):
             return Fault.MEMORY
         self.size += len(piece)
         if not self._measure(piece):

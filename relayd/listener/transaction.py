@@ -77,7 +77,7 @@ class Transaction(Stream):
         self._envelope = None
         self._recipients = []
         if self._reserved:
-            self.server.door.memory.release(self._reserved)
+            self.server.door.memory.forget(self._reserved)
             self._reserved = 0
         self._tried = False
         self._chunk_failed = False
@@ -133,7 +133,7 @@ class Transaction(Stream):
             self.unproductive()
             return refused
         octets = RECIPIENT + len(arg)
-        if not server.door.memory.reserve(octets):
+        if not server.door.memory.reserve(octets, self._reserved):
             self._tried = True
             self.unproductive()
             raise Refused(replies.NO_MEMORY, ListenerRefusal.MEMORY)
@@ -200,7 +200,7 @@ class Transaction(Stream):
 
     async def _refuse_chunk(self, size: int, last: bool) -> None:
         self.unproductive()
-        content = Content(self._rules(), _nothing_fits, self.server.door.memory.release)
+        content = Content(self._rules(), _nothing_fits, self.server.door.memory.forget)
         reader = ChunkReader(content)
         reader.expect(size)
         await self._receive(reader, content)
@@ -225,7 +225,7 @@ class Transaction(Stream):
 
     def _new_content(self) -> Content:
         memory = self.server.door.memory
-        return Content(self._rules(), memory.reserve, memory.release)
+        return Content(self._rules(), memory.reserve, memory.forget)
 
     async def _receive(self, reader: DotReader | ChunkReader, content: Content) -> None:
         """Feed the reader until it has the whole message or chunk."""
@@ -266,5 +266,5 @@ class Transaction(Stream):
         return reply
 
 
-def _nothing_fits(octets: int) -> bool:
+def _nothing_fits(octets: int, held: int) -> bool:
     return False

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.intake.disk import DiskWatch
-from relayd.intake.memory import MemoryBudget
+from relayd.intake.memory import SMALL, SPARE, MemoryBudget
 from tests.intake.conftest import make_config
 
 
@@ -85,3 +85,35 @@ def test_what_is_held_already_is_counted_beyond_the_limit() -> None:
     assert (budget.used, budget.peak) == (0, 150)
     with pytest.raises(ValueError, match="only 0"):
         budget.release(1)
+
+
+def test_who_sends_big_mails_leaves_room_for_small_ones() -> None:
+    budget = MemoryBudget(1 << 20)
+    budget.take(2 << 20)
+    assert not budget.welcomes(SMALL + 1) and not budget.reserve(SMALL + 1)
+    mails = 0
+    while budget.reserve(1000):
+        mails += 1
+    assert mails == (1 << 20) // SPARE // 1000
+    assert budget.welcomes(0) and not budget.welcomes(1000)
+    assert not budget.reserve(SMALL, held=1000)
+    budget.forget(1000)
+    assert budget.welcomes(1000)
+
+
+@given(st.lists(st.lists(st.integers(0, SMALL), max_size=6), max_size=8))
+def test_what_mails_in_reception_hold_is_given_back_whatever_they_grew_to(mails: list[list[int]]) -> None:
+    budget, sizes = MemoryBudget(4 * SMALL), []
+    for pieces in mails:
+        size = 0
+        for piece in pieces:
+            if not budget.reserve(piece, size):
+                break
+            size += piece
+        sizes.append(size)
+        assert budget.used == sum(sizes)
+        assert budget.small == sum(size for size in sizes if size <= SMALL)
+        assert budget.used <= budget.limit + budget.limit // SPARE
+    for size in sizes:
+        budget.forget(size)
+    assert budget.used == budget.small == 0

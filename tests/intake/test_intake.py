@@ -218,9 +218,10 @@ async def test_low_disk_and_full_memory_put_mail_off(house: House) -> None:
     house.disk.low = True
     assert code(house.intake.mail(session, ENVELOPE, 0)) == "452 4.3.1"
     house.disk.low = False
-    house.intake.memory.take(house.config.limits.memory - 100)
-    assert house.intake.mail(session, ENVELOPE, 100) is None
-    assert code(house.intake.mail(session, ENVELOPE, 101)) == "452 4.3.1"
+    house.intake.memory.take(house.config.limits.memory - 100_000)
+    assert house.intake.mail(session, ENVELOPE, 100_000) is None
+    assert code(house.intake.mail(session, ENVELOPE, 100_001)) == "452 4.3.1"
+    assert house.intake.mail(session, ENVELOPE, 1000) is None
     assert house.counts.refusals == {("disk", "submission"): 1, ("memory", "submission"): 1}
 
 

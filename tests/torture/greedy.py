@@ -29,6 +29,10 @@ PER_CONNECTION = 96 * 1024
 """Octets of a connection that are counted nowhere, at most: buffers of ours and of TLS."""
 SLACK = 48 * MIB
 """Of a worker: what the interpreter, SQLite and copies under way take besides."""
+SPARE = MEMORY * MIB // 8
+"""Of a worker: what small mails have beside `limits.memory`."""
+JOINED = 2 * 50 * MIB
+"""Of a worker: two more copies of the mail that is put together, one at a time, of `limits.message_size` at most."""
 
 CROWD = {
     "idle": 10_000,
@@ -112,7 +116,7 @@ async def _rounds(context: Context) -> Figures:
                     meanwhile.append(await _one(daemon.port, context, "in the crowd"))
                 context.say(f"{len(meanwhile)} mails, {watch.peak / MIB:.0f} MiB")
         watch.stop()
-        cap = before + WORKERS * (MEMORY * MIB + SLACK) + connections * PER_CONNECTION
+        cap = before + WORKERS * (MEMORY * MIB + SPARE + JOINED + SLACK) + connections * PER_CONNECTION
         context.promise(watch.peak <= cap, f"memory was {watch.peak / MIB:.0f} MiB, above {cap / MIB:.0f} MiB")
         after = [await _one(daemon.port, context, "afterwards") for _ in range(200 if long else 10)]
         assert await daemon.stop() == 0
