@@ -22,16 +22,16 @@ class ZoneServer:
         self._servers: list[DNSServer] = []
 
     def __enter__(self) -> Self:
-        for _ in range(20):
+        while not self._servers:
             self.port = _free_port()
             try:
-                self._servers = [
-                    DNSServer(_Resolver(self), "127.0.0.1", self.port, tcp=tcp, logger=_Quiet())
-                    for tcp in (False, True)
-                ]
-                break
+                for tcp in (False, True):
+                    server = DNSServer(_Resolver(self), "127.0.0.1", self.port, tcp=tcp, logger=_Quiet())
+                    self._servers.append(server)
             except OSError:  # the other protocol's port of this number is taken
-                continue
+                for server in self._servers:
+                    server.server.server_close()
+                self._servers.clear()
         for server in self._servers:
             server.start_thread()
         return self
