@@ -11,7 +11,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -92,7 +91,7 @@ def now_ms() -> Millis:
 class App:
     """One worker. `slot` is its number among `slots`."""
 
-    def __init__(self, config: Config, *, config_path: Path, slot: int, slots: int, sockets: Sockets) -> None:
+    def __init__(self, config: Config, *, slot: int, slots: int, sockets: Sockets) -> None:
         self._config = config
         self._slot, self._slots = slot, slots
         self._log = structlog.get_logger("relayd.app")

@@ -10,14 +10,11 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Protocol, TextIO
 
 import orjson
 import structlog
-from pydantic import BaseModel, SecretStr
-
-from relayd.config.models import Log
 
 HIDDEN = "[hidden]"
 PER_MINUTE = 30
@@ -35,7 +32,19 @@ _KINDS = 2000
 EventDict = MutableMapping[str, Any]
 
 
-def setup(log: Log, *, secrets: Iterable[str] = (), stream: TextIO | None = None, slot: int | None = None) -> None:
+class LogSettings(Protocol):
+    """How to log: the section `log` of a configuration, or what the supervisor has of it."""
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def level(self) -> str: ...
+
+
+def setup(
+    log: LogSettings, *, secrets: Iterable[str] = (), stream: TextIO | None = None, slot: int | None = None
+) -> None:
     """Lead all logging of this process to `stream` (standard error). Called again it replaces what was set up.
 
     `secrets` are values that are blotted out wherever they appear; `slot` marks the lines of one worker.
@@ -62,28 +71,9 @@ def setup(log: Log, *, secrets: Iterable[str] = (), stream: TextIO | None = None
     _lead_standard_loggers(level)
 
 
-def is_console(log: Log, stream: TextIO | None = None) -> bool:
+def is_console(log: LogSettings, stream: TextIO | None = None) -> bool:
     """Whether a person reads along: the log is in colour then, and `serve` says hello."""
     return log.format == "console" or (log.format == "auto" and (stream or sys.stderr).isatty())
-
-
-def secrets_of(model: BaseModel) -> set[str]:
-    """Every secret value of a configuration, for `setup`."""
-    return set(_secrets(model))
-
-
-def _secrets(value: Any) -> Iterator[str]:
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _secrets(getattr(value, name))
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _secrets(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _secrets(each)
 
 
 class Line:

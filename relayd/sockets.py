@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Protocol
 
-from relayd.config.models import Bind, Config
+from relayd.core.bind import Bind
 
 BACKLOG = 4096
 """Connections that wait to be accepted (the kernel caps it at net.core.somaxconn): those of a worker that restarts."""
@@ -21,6 +21,39 @@ BACKLOG = 4096
 
 WEB = {"web": "bind", "web.public": "public", "web.public_tls": "public_tls"}
 """What the web server's sockets are for, with the key in the section `web`."""
+
+
+class WantedListener(Protocol):
+    """A listener, as far as sockets go."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bind(self) -> Sequence[str]: ...
+
+
+class WantedWeb(Protocol):
+    """The web server, as far as sockets go."""
+
+    @property
+    def bind(self) -> Sequence[str]: ...
+
+    @property
+    def public(self) -> Sequence[str]: ...
+
+    @property
+    def public_tls(self) -> Sequence[str]: ...
+
+
+class Wanted(Protocol):
+    """Who listens where: a whole configuration, or what the supervisor has of it."""
+
+    @property
+    def listeners(self) -> Sequence[WantedListener]: ...
+
+    @property
+    def web(self) -> WantedWeb: ...
 
 
 class BindError(Exception):
@@ -98,7 +131,7 @@ def address_of(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if sock.family == socket.AF_INET6 else f"{host}:{port}"
 
 
-def bind(config: Config, *, reuse_port: bool = False, like: Sockets | None = None) -> Sockets:
+def bind(config: Wanted, *, reuse_port: bool = False, like: Sockets | None = None) -> Sockets:
     """Bind and listen on every address of the configuration. Raises BindError, with nothing left open.
 
     With `reuse_port` several processes may hold the same address (SO_REUSEPORT); port 0 then means the port that
@@ -107,7 +140,7 @@ def bind(config: Config, *, reuse_port: bool = False, like: Sockets | None = Non
     return rebind(config, None, reuse_port=reuse_port, like=like)
 
 
-def rebind(config: Config, old: Sockets | None, *, reuse_port: bool = False, like: Sockets | None = None) -> Sockets:
+def rebind(config: Wanted, old: Sockets | None, *, reuse_port: bool = False, like: Sockets | None = None) -> Sockets:
     """The sockets of a changed configuration: those of `old` where the address stays, new ones elsewhere.
 
     The sockets of `old` that are not in the result are still open: their owner closes them when the change holds.

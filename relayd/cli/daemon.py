@@ -36,7 +36,7 @@ def serve(context: typer.Context, *, greet: GreetOption = False, config: ConfigO
     import structlog
 
     from relayd.config.fault import ConfigError
-    from relayd.workers import serve as run
+    from relayd.workers.start import serve as run
 
     path = config_path(context, config)
     try:

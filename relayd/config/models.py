@@ -25,7 +25,6 @@ from relayd.config.domains import Acme, Domains, Tracking
 from relayd.config.returns import BlockRule, Blocks, Bounces, Mailbox, MailboxTLS
 from relayd.config.types import (
     URL,
-    Bind,
     BindAddress,
     Count,
     Domain,
@@ -69,7 +68,6 @@ __all__ = [
     "Account",
     "Acme",
     "BareNewlines",
-    "Bind",
     "BlockRule",
     "Blocks",
     "Bounces",

@@ -1,6 +1,7 @@
-"""The key for tokens and stored secrets: from the configuration, or made once in data_dir/secret.
+"""The key for tokens and stored secrets: from the configuration, or made once in data_dir/secret. And which values of
+a configuration are secret.
 
-What is derived from it is left to those who use it.
+What is derived from the key is left to those who use it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
 
 from relayd.config.models import Config
 
@@ -62,3 +67,22 @@ def _make(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def secrets_of(model: BaseModel) -> set[str]:
+    """Every secret value of a configuration, for logs to hide."""
+    return set(_secrets(model))
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _secrets(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _secrets(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _secrets(each)

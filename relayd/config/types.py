@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from relayd.config.presets import find, nearest
+from relayd.core.bind import Bind
 from relayd.core.blocking import default_rules, may_block
 from relayd.core.retry import Schedule, parse_schedule
 from relayd.core.units import Rate as RateValue
@@ -247,29 +248,6 @@ def _block_class(value: Any) -> Any:
 
 BlockClass = Annotated[str, BeforeValidator(_block_class)]
 """A class of failure that says something about the address."""
-
-
-class Bind(str):
-    """An address and port to listen on, like 0.0.0.0:587 or [::]:587."""
-
-    __slots__ = ()
-
-    @property
-    def host(self) -> str:
-        return self.rpartition(":")[0].strip("[]")
-
-    @property
-    def port(self) -> int:
-        return int(self.rpartition(":")[2])
-
-    @property
-    def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        return ipaddress.ip_address(self.host)
-
-    @property
-    def loopback(self) -> bool:
-        """Only this machine can reach it."""
-        return self.address.is_loopback
 
 
 _BIND = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from relayd.core.event import Event, EventKind
 from relayd.core.units import Millis
+from relayd.events.shared import share
 from relayd.events.tally import Tallies, Tally
 from relayd.spool.store import LaneDepth
 
@@ -455,43 +455,6 @@ class DeliveryMetrics:
     def report(self, kind: str) -> None:
         """A report to a sender was made."""
         self._reports.add(kind)
-
-
-class SupervisorMetrics:
-    """What only the supervisor knows, beside its workers' files."""
-
-    def __init__(self, directory: Path) -> None:
-        share(directory, "supervisor")
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self._restarts = Counter(
-            "relayd_worker_restarts_total", "Workers that ended and were started again.", registry=self.registry
-        )
-        self._directory = directory
-
-    def died(self, slot: int) -> None:
-        """A worker ended: its gauges go, its counters stay."""
-        multiprocess.mark_process_dead(slot, str(self._directory))  # type: ignore[no-untyped-call]
-
-    def restarted(self) -> None:
-        """A worker is being started again."""
-        self._restarts.inc()
-
-
-def share(directory: Path, identity: str) -> None:
-    """Keep this process's values in files of `directory`, under `identity` instead of the process id.
-
-    prometheus_client knows one such place per process, named by the environment, chosen before the first metric.
-    """
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    values.ValueClass = values.MultiProcessValue(lambda: identity)  # type: ignore[no-untyped-call]
-
-
-def clear(directory: Path) -> None:
-    """Begin from nothing: make the directory, drop what an earlier run left. Raises OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in directory.glob("*.db"):
-        file.unlink()
 
 
 def _version() -> str:

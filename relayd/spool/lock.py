@@ -25,6 +25,14 @@ class DataLock:
         self._path = path
         self._handle: int | None = None
 
+    @classmethod
+    def adopt(cls, path: Path, handle: int) -> DataLock:
+        """The lock that this process took before it executed itself anew; `handle` was its `fileno`."""
+        os.set_inheritable(handle, False)
+        lock = cls(path)
+        lock._handle = handle
+        return lock
+
     def acquire(self) -> None:
         """Take the lock. Raises AlreadyRunningError naming the holder, OSError."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -56,7 +64,8 @@ class DataLock:
             self._handle = None
 
     def __enter__(self) -> DataLock:
-        self.acquire()
+        if self._handle is None:
+            self.acquire()
         return self
 
     def __exit__(

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
-
-from relayd.config.models import Config
 
 MESSAGE_LIMIT = 64 * 1024
 """Octets of one message."""
@@ -80,22 +77,16 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def write_config(config: Config) -> int:
-    """A descriptor from which a worker reads the configuration: memory only, for it holds secrets.
-
-    Workers get the very values that were checked: a file that someone is editing cannot tear them apart.
-    """
+def write_memory(data: bytes) -> int:
+    """A descriptor from which another process reads octets: memory only, for configurations hold secrets."""
     fd = os.memfd_create("relayd-config")
     with os.fdopen(os.dup(fd), "wb") as file:
-        pickle.dump(config, file)
+        file.write(data)
     return fd
 
 
-def read_config(fd: int) -> Config:
-    """What `write_config` wrote; closes the descriptor."""
+def read_memory(fd: int) -> bytes:
+    """What `write_memory` wrote; closes the descriptor."""
     with os.fdopen(fd, "rb") as file:
         file.seek(0)
-        config = pickle.load(file)  # noqa: S301 - written by our own supervisor, into memory that only we share
-    if not isinstance(config, Config):
-        raise TypeError("the supervisor sent something that is no configuration")
-    return config
+        return file.read()

@@ -1,18 +1,17 @@
-"""`relayd serve`: start, signals, reload, stop, for one process or several; what the service manager and operators see.
+"""The daemon: signals, reload, stop, for one process or several; what the service manager and operators see.
 
-How workers are kept running is supervisor.py's; what one does is app.py's.
+How it is started is start.py's, how workers are kept running supervisor.py's, what one does app.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
+import pickle
 import signal
 import socket
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +19,14 @@ import structlog
 import uvloop
 
 from relayd import logs
-from relayd.config.diff import changes
-from relayd.config.load import ConfigError, examine
-from relayd.config.models import Config
 from relayd.control import ControlError, ControlServer, supervisor_socket
-from relayd.sockets import BindError, Sockets, rebind, shares
-from relayd.spool.lock import AlreadyRunningError, DataLock
-from relayd.spool.store import StoreError
+from relayd.sockets import BindError
+from relayd.spool.lock import DataLock
 from relayd.systemd import Notifier, feed_watchdog, inherited
-from relayd.workers import garbage
-from relayd.workers.groundwork import prepare
+from relayd.workers.channel import read_memory
+from relayd.workers.examination import ExaminationError, examine
+from relayd.workers.orders import Handover, Orders, Report
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
-from relayd.workers.welcome import command_line, welcome
-from relayd.workers.worker import Application, Build
 
 FAILED = 1
 _START_PATIENCE = 300.0
@@ -54,7 +48,7 @@ class Staff(Protocol):
     def abandon(self) -> None:
         """Give up starting as soon as that is possible."""
 
-    async def reload(self, config: Config) -> None:
+    async def reload(self, orders: Orders) -> None:
         """Raises BindError or WorkerFailedError with everything as it was."""
 
     async def stop(self) -> None:
@@ -70,103 +64,23 @@ class Staff(Protocol):
         """Facts for `relayd status`."""
 
 
-class Alone:
-    """One process that does everything."""
-
-    def __init__(
-        self, config: Config, config_path: Path, build: Build, *, sockets: Sequence[socket.socket] = ()
-    ) -> None:
-        """Binds all sockets, save those that listen already: raises BindError."""
-        self._config = config
-        self._config_path = config_path
-        self._build = build
-        [before] = shares(sockets, 1)
-        self._sockets = rebind(config, before)
-        _close_all_but(before, self._sockets)
-        self._app: Application | None = None
-        self._since = time.monotonic()
-        self._stop: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("relayd.daemon")
-
-    @property
-    def addresses(self) -> dict[str, list[str]]:
-        return self._sockets.addresses()
-
-    def listening(self) -> dict[str, socket.socket]:
-        return self._sockets.named("worker0")
-
-    async def start(self) -> None:
-        try:
-            app = self._build(self._config, config_path=self._config_path, slot=0, slots=1, sockets=self._sockets)
-            await app.start()
-            garbage.settle()
-        except Exception as error:
-            # as a worker would tell its supervisor
-            self._log.exception("worker_not_started")
-            raise WorkerFailedError(f"{type(error).__name__}: {error}") from error
-        self._app = app
-
-    def abandon(self) -> None:
-        """What was begun is finished first: half an application cannot be stopped in order."""
-
-    async def reload(self, config: Config) -> None:
-        if self._app is None:
-            raise WorkerFailedError("it has not started")
-        new = rebind(config, self._sockets)
-        try:
-            await self._app.reload(config, new)
-        except Exception as error:
-            _close_all_but(new, self._sockets)
-            self._log.exception("reload_failed")
-            raise WorkerFailedError(f"{type(error).__name__}: {error}") from error
-        old, self._sockets, self._config = self._sockets, new, config
-        _close_all_but(old, new)
-
-    async def stop(self) -> None:
-        if self._app is None:
-            return
-        self._stop = asyncio.create_task(self._app.drain_and_stop(), name="drain and stop")
-        # the application keeps to `shutdown` itself; this is for one that hangs, and for a second Ctrl-C
-        _, left = await asyncio.wait({self._stop}, timeout=self._config.shutdown + 2)
-        if left:
-            self._log.error("stopping_took_too_long", seconds=self._config.shutdown)
-            self.kill()
-        try:
-            await self._stop
-        except asyncio.CancelledError:
-            self._log.warning("not_drained")
-        except Exception:  # noqa: BLE001 - what was accepted is on disk; the rest of the stopping goes on
-            self._log.exception("stopping_failed")
-
-    def kill(self) -> None:
-        if self._stop is not None:
-            self._stop.cancel()
-
-    def healthy(self) -> bool:
-        return True  # whoever asks does so from the very event loop
-
-    async def status(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"worker": 0, "state": "ready", "seconds": round(time.monotonic() - self._since)}
-        if self._app is not None:
-            facts |= self._app.status()
-        return {"listening": self.addresses, "workers": [facts]}
-
-
-def _close_all_but(sockets: Sockets, kept: Sockets) -> None:
-    keep = set(kept)
-    for sock in sockets:
-        if sock not in keep:
-            sock.close()
-
-
 class Daemon:
     """What is the same for one process and several: signals, control socket, service manager."""
 
     def __init__(
-        self, config: Config, config_path: Path, staff: Staff, notifier: Notifier, *, greet: bool = False
+        self,
+        orders: Orders,
+        config_path: Path,
+        staff: Staff,
+        notifier: Notifier,
+        *,
+        greet: bool = False,
+        program: str | None = None,
     ) -> None:
-        self._config = config
+        """`greet`: say where it listens even where the log is no terminal. `program`: how relayd was called."""
+        self._orders = orders
         self._greet = greet
+        self._program = program
         self._config_path = config_path
         self._staff = staff
         self._notifier = notifier
@@ -176,7 +90,7 @@ class Daemon:
         self._hang_ups = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._control = ControlServer(
-            supervisor_socket(config.data_dir),
+            supervisor_socket(orders.data_dir),
             {"reload": self._reload_verb, "status": self._status_verb, "config.diff": self._diff_verb},
         )
 
@@ -210,16 +124,21 @@ class Daemon:
 
     def _ready(self) -> None:
         addresses = self._staff.addresses
-        self._log.info("ready", listening=addresses, data_dir=str(self._config.data_dir))
-        if self._greet or logs.is_console(self._config.log):
-            sys.stderr.write(welcome(self._config, addresses, command_line(self._config_path)))
+        self._log.info("ready", listening=addresses, data_dir=str(self._orders.data_dir))
+        if self._greet or logs.is_console(self._orders.log):
+            # what it takes to read a configuration is loaded for people only, who are not there where memory is short
+            from relayd.workers.sealing import unseal  # noqa: PLC0415
+            from relayd.workers.welcome import command_line, welcome  # noqa: PLC0415
+
+            command = command_line(self._config_path, self._program)
+            sys.stderr.write(welcome(unseal(self._orders.sealed), addresses, command))
             sys.stderr.flush()
         self._notifier.keep(self._staff.listening())
         self._notifier.ready(_standing(addresses))
 
     async def _wind_down(self, tasks: list[asyncio.Task[None]]) -> None:
-        self._notifier.stopping(self._config.shutdown + 10)
-        self._log.info("stopping", within=self._config.shutdown)
+        self._notifier.stopping(self._orders.shutdown + 10)
+        self._log.info("stopping", within=self._orders.shutdown)
         feeder, others = tasks[:1], tasks[1:]
         await _cancel(others)
         await self._control.close()
@@ -267,32 +186,34 @@ class Daemon:
                 self._notifier.ready(result)
 
     async def _reload(self) -> list[str]:
-        new = await self._examined(self._config_path, "the new configuration is faulty, nothing was changed")
-        done = [str(change) for change in changes(self._config, new)]
-        # these hold for the life of the daemon; `done` says that they need a restart
-        new = new.model_copy(update={name: getattr(self._config, name) for name in ("data_dir", "workers")})
+        report = await self._examined(self._config_path)
+        new = report.orders
+        if new is None:
+            raise ControlError("the new configuration is faulty, nothing was changed", list(report.faults))
         try:
             await self._staff.reload(new)
         except (BindError, WorkerFailedError) as error:
             raise ControlError(f"nothing was changed: {error}") from error
-        self._config = new
-        logs.setup(new.log, secrets=logs.secrets_of(new))
-        return done
+        self._orders = new
+        logs.setup(new.log, secrets=new.log.secrets)
+        return list(report.changes)
 
-    async def _examined(self, path: Path, complaint: str) -> Config:
-        """A file's configuration, its warnings logged. Raises ControlError with its faults."""
-        # reading key files and checking them takes tens of milliseconds: not on the loop that carries mail
-        examined = await asyncio.to_thread(examine, path)
-        if examined.config is None:
-            raise ControlError(complaint, [fault.written(path) for fault in examined.faults])
-        for fault in examined.warnings:
-            self._log.warning("configuration", fault=fault.written(path))
-        return examined.config
+    async def _examined(self, path: Path) -> Report:
+        """A look at a file, its warnings logged. Raises ControlError where none is possible."""
+        try:
+            report = await examine(path, self._orders)
+        except ExaminationError as error:
+            raise ControlError(f"nothing was changed: {error}") from error
+        if report.orders is not None:
+            for fault in report.warnings:
+                self._log.warning("configuration", fault=fault)
+        return report
 
     async def _diff_verb(self, args: dict[str, Any]) -> list[str]:
-        path = Path(str(args.get("file", "")))
-        new = await self._examined(path, "the configuration is faulty")
-        return [str(change) for change in changes(self._config, new)]
+        report = await self._examined(Path(str(args.get("file", ""))))
+        if report.orders is None:
+            raise ControlError("the configuration is faulty", list(report.faults))
+        return list(report.changes)
 
     async def _reload_verb(self, args: dict[str, Any]) -> list[str]:
         return await self.reload()
@@ -301,53 +222,48 @@ class Daemon:
         return await self._staff.status()
 
 
-def serve(config_path: Path, *, greet: bool = False) -> int:
-    """Run the daemon in the foreground; the exit status. Raises ConfigError when the file is faulty.
-
-    `greet`: say where it listens and how to send a first mail even where the log is no terminal.
-    """
-    config_path = config_path.absolute()
-    examined = examine(config_path)
-    config = examined.config
-    if config is None:
-        raise ConfigError(config_path, examined.faults)
-    logs.setup(config.log, secrets=logs.secrets_of(config))
-    for fault in examined.warnings:
-        structlog.get_logger("relayd.daemon").warning("configuration", fault=fault.written(config_path))
+def run(
+    staff: Callable[[Sequence[socket.socket]], Staff],
+    orders: Orders,
+    config_path: Path,
+    *,
+    greet: bool = False,
+    program: str | None = None,
+) -> int:
+    """Serve until told to stop; the exit status. `staff` gets the sockets that listen already."""
     notifier, sockets = Notifier.from_environment(), inherited()
-    # a reload that is asked for before we listen is satisfied by the start itself; by default it would end us
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _raise_file_limit()
+
+    async def work() -> int:
+        return await Daemon(orders, config_path, hired, notifier, greet=greet, program=program).run()
+
     try:
-        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with DataLock(config.data_dir / "lock") as lock:
-            prepare(config)
-            staff = _staff(config, config_path, lock, sockets)
-
-            async def run() -> int:
-                return await Daemon(config, config_path, staff, notifier, greet=greet).run()
-
-            return uvloop.run(run())
-    except (AlreadyRunningError, BindError, StoreError, WorkerFailedError, OSError) as error:
+        hired = staff(sockets)
+        return uvloop.run(work())
+    except (BindError, WorkerFailedError, OSError) as error:
         structlog.get_logger("relayd.daemon").error("cannot_start", reason=str(error))
         return FAILED
 
 
-def _staff(config: Config, config_path: Path, lock: DataLock, sockets: Sequence[socket.socket]) -> Staff:
-    if config.worker_count == 1:
-        from relayd.app import App  # noqa: PLC0415 - all of it stays out of a supervisor's memory
+def take_over(argv: Sequence[str]) -> int:
+    """The supervisor's process, which `relayd serve` has become (start.py); the exit status.
 
-        return Alone(config, config_path, App, sockets=sockets)
-    return Supervisor(config, config_path, inherit=(lock.fileno(),), sockets=sockets)
+    `argv`: a descriptor to read the handover from, and the configuration's path for those who look at processes.
+    """
+    handover = pickle.loads(read_memory(int(argv[0])))  # noqa: S301 - written by this very process before it became us
+    if not isinstance(handover, Handover):
+        raise TypeError("no handover")
+    orders = handover.orders
+    logs.setup(orders.log, secrets=orders.log.secrets)
+    with DataLock.adopt(orders.data_dir / "lock", handover.lock) as lock:
 
+        def staff(sockets: Sequence[socket.socket]) -> Staff:
+            return Supervisor(orders, inherit=(lock.fileno(),), sockets=sockets)
 
-def _raise_file_limit() -> None:
-    """Shells give a process 1,024 files; the hard limit is what the administrator allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        try:
+            return run(staff, orders, handover.config_path, greet=handover.greet, program=handover.program)
+        except Exception:  # noqa: BLE001 - nobody sits before a daemon: its log has to tell where it broke
+            structlog.get_logger("relayd.daemon").exception("crashed")
+            return FAILED
 
 
 def _standing(addresses: dict[str, list[str]]) -> str:

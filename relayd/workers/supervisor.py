@@ -14,15 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-from relayd.config.models import Config
-from relayd.events.metrics import SupervisorMetrics, clear
+from relayd.events.shared import SupervisorMetrics, clear
 from relayd.sockets import Sockets, bind, rebind, shares
-from relayd.workers.channel import FDS_LIMIT, Channel, pair, write_config
+from relayd.workers.channel import FDS_LIMIT, Channel, pair, write_memory
+from relayd.workers.orders import Orders
 
 Clock = Callable[[], float]
 
@@ -65,7 +64,7 @@ class _Slot:
     """What is wrong with the process that it has, or had last."""
     last_fault: str | None = None
     """Why it had to be started again."""
-    told: Config | None = None
+    told: Orders | None = None
     """What its process was told to start with, or has taken since; None before that."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
@@ -76,12 +75,11 @@ class Supervisor:
 
     def __init__(
         self,
-        config: Config,
-        config_path: Path,
+        orders: Orders,
         *,
         inherit: Sequence[int] = (),
         sockets: Sequence[socket.socket] = (),
-        command: Sequence[str] = (sys.executable, "-m", "relayd.workers"),
+        command: Sequence[str] = (sys.executable, "-m", "relayd.workers", "worker"),
         patience: Patience | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -90,17 +88,16 @@ class Supervisor:
 
         Binds all sockets: raises BindError. Raises OSError when the metrics directory cannot be made.
         """
-        self._config = config
-        self._config_path = config_path
+        self._orders = orders
         self._inherit = tuple(inherit)
         self._command = tuple(command)
         self._patience = patience or Patience()
         self._clock = clock
         self._log = structlog.get_logger("relayd.supervisor")
-        self._metrics_dir = config.data_dir / "run" / "metrics"
+        self._metrics_dir = orders.data_dir / "run" / "metrics"
         clear(self._metrics_dir)
         self._metrics = SupervisorMetrics(self._metrics_dir)
-        self._slots = [_Slot(number, sockets) for number, sockets in enumerate(_bind_all(config, sockets))]
+        self._slots = [_Slot(number, sockets) for number, sockets in enumerate(_bind_all(orders, sockets))]
         self._stopping = asyncio.Event()
         self._started = False
         self._questions = 0
@@ -186,7 +183,6 @@ class Supervisor:
         try:
             slot.process = await asyncio.create_subprocess_exec(
                 *self._command,
-                "--channel",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(), *self._inherit),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -199,7 +195,7 @@ class Supervisor:
             return 1
         theirs.close()
         slot.channel.open()
-        slot.told = self._config
+        slot.told = self._orders
         self._tell(slot, "start", slot.told)
         watch = asyncio.create_task(self._watch(slot), name=f"watch over worker {slot.number}")
         try:
@@ -213,7 +209,7 @@ class Supervisor:
                 if not answer.done():
                     answer.set_exception(WorkerFailedError(f"worker {slot.number} ended"))
 
-    def _tell(self, slot: _Slot, verb: str, config: Config, question: int = 0) -> bool:
+    def _tell(self, slot: _Slot, verb: str, orders: Orders, question: int = 0) -> bool:
         """Send configuration and sockets."""
         if slot.channel is None:
             return False
@@ -223,10 +219,9 @@ class Supervisor:
             "question": question,
             "slot": slot.number,
             "slots": len(self._slots),
-            "config_path": str(self._config_path),
             "sockets": plan,
         }
-        fd = write_config(config)
+        fd = write_memory(orders.sealed)
         try:
             return slot.channel.send(message, [fd, *fds])
         finally:
@@ -301,42 +296,42 @@ class Supervisor:
 
     # -- all of them
 
-    async def reload(self, config: Config) -> None:
+    async def reload(self, orders: Orders) -> None:
         """Apply a checked configuration, one worker after the other.
 
         Raises BindError or WorkerFailedError with everything as it was, when sockets are missing or the first
         worker refuses; a later worker that refuses is restarted with the new configuration.
         """
         before = [slot.sockets for slot in self._slots]
-        after = _rebind_all(config, before)
+        after = _rebind_all(orders, before)
         applied = False
         for slot, sockets in zip(self._slots, after, strict=True):
             slot.sockets = sockets
             if slot.state != "ready":
                 continue
-            fault = await self._reload_one(slot, config)
+            fault = await self._reload_one(slot, orders)
             if fault is not None and not applied:
                 self._undo(before, after)
                 raise WorkerFailedError(fault)
             applied = True
-            self._config = slot.told = config
+            self._orders = slot.told = orders
             if fault is not None:
                 self._refused(slot, fault)
-        self._config = config
+        self._orders = orders
         for slot in self._slots:
-            if slot.told not in (None, config):
+            if slot.told not in (None, orders):
                 # it was starting, with the configuration that held before: it takes this one next
-                slot.told = config
-                self._tell(slot, "reload", config)
+                slot.told = orders
+                self._tell(slot, "reload", orders)
         for old, new in zip(before, after, strict=True):
             kept = set(new)
             for sock in old:
                 if sock not in kept:
                     sock.close()
 
-    async def _reload_one(self, slot: _Slot, config: Config) -> str | None:
+    async def _reload_one(self, slot: _Slot, orders: Orders) -> str | None:
         try:
-            answer = await self._ask(slot, lambda n: self._tell(slot, "reload", config, n), self._patience.reload)
+            answer = await self._ask(slot, lambda n: self._tell(slot, "reload", orders, n), self._patience.reload)
         except WorkerFailedError as failure:
             # silent, or gone: where it is still there, nobody knows what it holds by now
             _signal(slot, signal.SIGTERM)
@@ -366,7 +361,7 @@ class Supervisor:
                 _signal(slot, signal.SIGTERM)
         if not self._keepers:
             return
-        _, left = await asyncio.wait(self._keepers, timeout=self._config.shutdown + 5)
+        _, left = await asyncio.wait(self._keepers, timeout=self._orders.shutdown + 5)
         if left:
             self.kill()
             await asyncio.wait(left)
@@ -385,10 +380,10 @@ class Supervisor:
                 _signal(slot, signal.SIGKILL)
 
 
-def _bind_all(config: Config, inherited: Sequence[socket.socket]) -> list[Sockets]:
-    count = config.worker_count
+def _bind_all(orders: Orders, inherited: Sequence[socket.socket]) -> list[Sockets]:
+    count = orders.worker_count
     before: Sequence[Sockets | None] = shares(inherited, count) if inherited else [None] * count
-    after = _rebind_all(config, before)
+    after = _rebind_all(orders, before)
     kept = {sock for sockets in after for sock in sockets}
     for sock in inherited:
         if sock not in kept:
@@ -396,14 +391,14 @@ def _bind_all(config: Config, inherited: Sequence[socket.socket]) -> list[Socket
     return after
 
 
-def _rebind_all(config: Config, before: Sequence[Sockets | None]) -> list[Sockets]:
+def _rebind_all(orders: Orders, before: Sequence[Sockets | None]) -> list[Sockets]:
     """One set per worker, all on the same ports. Raises BindError with nothing new left open."""
     after: list[Sockets] = []
     try:
         for old in before:
             first = after[0] if after else None
-            new = bind(config, reuse_port=True, like=first) if old is None else None
-            after.append(new or rebind(config, old, reuse_port=True, like=first))
+            new = bind(orders, reuse_port=True, like=first) if old is None else None
+            after.append(new or rebind(orders, old, reuse_port=True, like=first))
     except BaseException:
         for old, opened in zip(before, after, strict=False):
             kept = set(old or ())

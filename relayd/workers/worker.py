@@ -5,13 +5,11 @@ Which workers there are, and what becomes of one that fails, is supervisor.py's.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -19,9 +17,11 @@ import uvloop
 
 from relayd import logs
 from relayd.config.models import Config
+from relayd.config.secret import secrets_of
 from relayd.sockets import Sockets
 from relayd.workers import garbage
-from relayd.workers.channel import Channel, read_config
+from relayd.workers.channel import Channel, read_memory
+from relayd.workers.sealing import unseal
 
 BEAT = 1.0
 """Seconds between signs of life, sent from the event loop."""
@@ -49,9 +49,7 @@ class Application(Protocol):
 class Build(Protocol):
     """Makes the application."""
 
-    def __call__(
-        self, config: Config, *, config_path: Path, slot: int, slots: int, sockets: Sockets
-    ) -> Application: ...
+    def __call__(self, config: Config, *, slot: int, slots: int, sockets: Sockets) -> Application: ...
 
 
 class Worker:
@@ -99,18 +97,12 @@ class Worker:
                     return await self._stop()
 
     async def _start(self, message: dict[str, Any], fds: list[int]) -> bool:
-        self._config = config = read_config(fds[0])
+        self._config = config = unseal(read_memory(fds[0]))
         slot = int(message["slot"])
-        logs.setup(config.log, secrets=logs.secrets_of(config), slot=slot)
+        logs.setup(config.log, secrets=secrets_of(config), slot=slot)
         self._sockets = Sockets.adopt(message["sockets"], fds[1:])
         try:
-            self._app = self._build(
-                config,
-                config_path=Path(message["config_path"]),
-                slot=slot,
-                slots=int(message["slots"]),
-                sockets=self._sockets,
-            )
+            self._app = self._build(config, slot=slot, slots=int(message["slots"]), sockets=self._sockets)
             await self._app.start()
             garbage.settle()
         except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
@@ -121,7 +113,7 @@ class Worker:
         return True
 
     async def _reload(self, message: dict[str, Any], fds: list[int]) -> None:
-        config, sockets = read_config(fds[0]), Sockets.adopt(message["sockets"], fds[1:])
+        config, sockets = unseal(read_memory(fds[0])), Sockets.adopt(message["sockets"], fds[1:])
         if self._app is None or self._sockets is None:
             sockets.close()
             return
@@ -135,7 +127,7 @@ class Worker:
             return
         self._config, self._sockets = config, sockets
         slot = int(message["slot"])
-        logs.setup(config.log, secrets=logs.secrets_of(config), slot=slot)
+        logs.setup(config.log, secrets=secrets_of(config), slot=slot)
         self._channel.send({"say": "reloaded", "question": message["question"], "error": None})
 
     async def _stop(self) -> int:
@@ -169,14 +161,13 @@ class Worker:
 
 
 def main(argv: Sequence[str], build: Callable[[], Build]) -> int:
-    """The process: `--channel FD`. `build` gives what makes the application; it is called once logging is possible."""
-    parser = argparse.ArgumentParser(
-        prog="python -m relayd.workers", description="A worker: started by `relayd serve`."
-    )
-    parser.add_argument("--channel", type=int, required=True, help="inherited file descriptor of the supervisor's line")
-    args = parser.parse_args(argv)
+    """The process; `argv`: the inherited descriptor of the supervisor's line.
+
+    `build` gives what makes the application; it is called once logging is possible.
+    """
+    line = socket.socket(fileno=int(argv[0]))
 
     async def work() -> int:
-        return await Worker(socket.socket(fileno=args.channel), build()).run()
+        return await Worker(line, build()).run()
 
     return uvloop.run(work())

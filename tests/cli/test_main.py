@@ -100,7 +100,7 @@ def test_a_daemon_that_breaks_leaves_a_traceback_in_its_log(
     def broken(_: Path) -> int:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("relayd.workers.serve", broken)
+    monkeypatch.setattr("relayd.workers.start.serve", broken)
     with capture_logs() as logs:
         assert spool.run("serve").code == 1
     assert [(entry["event"], entry["exc_info"]) for entry in logs] == [("crashed", True)]

@@ -26,7 +26,7 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
     first = config(tmp_path, "one")
     prepare(first)
     bound = sockets.bind(first)
-    app = App(first, config_path=tmp_path / "relayd.yaml", slot=0, slots=1, sockets=bound)
+    app = App(first, slot=0, slots=1, sockets=bound)
     await app.start()
     yield app
     await app.drain_and_stop()

@@ -188,6 +188,8 @@ def test_a_reload_applies_and_keeps_connections(start: Callable[..., Running], w
     with smtplib.SMTP(*daemon.address(), timeout=60) as client:
         client.ehlo()
         assert client.esmtp_features["size"] == str(2 * 1024**2)
+    libraries = Path(f"/proc/{daemon.process.pid}/maps").read_text()
+    assert ("pydantic_core" in libraries) == (workers == 1), "a supervisor hands on what it does not read, reloads too"
 
 
 def test_a_second_daemon_on_the_same_data_refuses(start: Callable[..., Running]) -> None:

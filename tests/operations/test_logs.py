@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from relayd import logs
 from relayd.config.models import Log
+from relayd.config.secret import secrets_of
 from tests.operations.configs import config
 
 
@@ -68,7 +69,7 @@ def test_a_value_under_a_telling_key_is_hidden(stream: io.StringIO, name: str) -
 def test_the_secrets_of_the_configuration_are_hidden_wherever_they_turn_up(stream: io.StringIO) -> None:
     upstream = {"host": "smtp.example", "username": "u", "password": "canary-one"}
     settings = config(upstreams={"acme": upstream, "sandbox": {"type": "sandbox"}}, secret="canary-two")
-    logs.setup(Log(format="json"), secrets=logs.secrets_of(settings), stream=stream)
+    logs.setup(Log(format="json"), secrets=secrets_of(settings), stream=stream)
     try:
         raise RuntimeError("the peer said canary-one")  # noqa: TRY301
     except RuntimeError:

@@ -221,7 +221,7 @@ def test_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from relayd.events.metrics import SupervisorMetrics
+from relayd.events.shared import SupervisorMetrics
 metrics = SupervisorMetrics(Path(sys.argv[1]))
 metrics.died(1)
 metrics.restarted()

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from prometheus_client import values
 
-from relayd.config.models import Config
 from relayd.sockets import BindError
+from relayd.workers.orders import Orders
+from relayd.workers.sealing import seal
 from relayd.workers.supervisor import Patience, Supervisor, WorkerFailedError
 from tests.operations.configs import config
 
@@ -41,7 +42,6 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     async def run(patience: Patience = QUICK, **changes: Any) -> Supervisor:
         supervisor = Supervisor(
             settings(tmp_path, **changes),
-            tmp_path / "relayd.yaml",
             command=(sys.executable, str(DUMMY)),
             patience=patience,
         )
@@ -54,8 +54,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         await supervisor.stop()
 
 
-def settings(tmp_path: Path, **changes: Any) -> Config:
-    return config(**({"data_dir": tmp_path / "data", "workers": 2} | changes))
+def settings(tmp_path: Path, **changes: Any) -> Orders:
+    return seal(config(**({"data_dir": tmp_path / "data", "workers": 2} | changes)))
 
 
 def address(supervisor: Supervisor) -> tuple[str, int]:
@@ -268,7 +268,7 @@ from pathlib import Path
 from relayd.workers.supervisor import Supervisor
 from tests.operations.test_supervisor import settings
 async def main():
-    supervisor = Supervisor(settings(Path({str(tmp_path)!r})), Path("x"), command=(sys.executable, {str(DUMMY)!r}))
+    supervisor = Supervisor(settings(Path({str(tmp_path)!r})), command=(sys.executable, {str(DUMMY)!r}))
     await supervisor.start()
     print("pids", *[w["pid"] for w in (await supervisor.status())["workers"]], flush=True)
     await asyncio.Event().wait()

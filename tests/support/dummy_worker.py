@@ -10,7 +10,6 @@ import asyncio
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from relayd.config.models import Config
@@ -21,7 +20,7 @@ from relayd.workers.worker import main
 class DummyApp:
     """Accepts on every socket; a client gets one line: slot, pid, hostname. Draining waits for what it says then."""
 
-    def __init__(self, config: Config, *, config_path: Path, slot: int, slots: int, sockets: Sockets) -> None:
+    def __init__(self, config: Config, *, slot: int, slots: int, sockets: Sockets) -> None:
         self.config = config
         self.slot = slot
         self.slots = slots

@@ -216,7 +216,9 @@ def main(fd: int) -> None:
     import relayd.cli.main
     import relayd.cli.offline
     import relayd.web.server
+    import relayd.workers.alone
     import relayd.workers.daemon
+    import relayd.workers.start
     from tests.support import crashing
 
     gc.freeze()

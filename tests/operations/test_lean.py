@@ -1,0 +1,49 @@
+"""What processes that run for long have loaded: every module counts, once for each of them, as long as they live."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from relayd.workers.sealing import seal, unseal
+from tests.operations.configs import config
+
+
+def loaded(script: str) -> set[str]:
+    """Names of modules that a fresh interpreter has loaded after `script`, with those of their packages."""
+    code = f"{script}\nimport sys; print(*(name for name, module in sys.modules.items() if module is not None))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_a_supervisor_loads_neither_the_configuration_nor_what_its_workers_are_made_of() -> None:
+    found = loaded("import relayd.workers.daemon")
+    assert "relayd.workers.supervisor" in found
+    heavy = {"pydantic", "yaml", "cryptography", "argon2", "typer", "click", "aiosmtpd", "aiosmtplib", "dns", "sqlite3"}
+    parts = {f"relayd.{part}" for part in ("config", "cli", "app", "delivery", "domains", "intake", "listener", "web")}
+    assert not found & (heavy | parts)
+
+
+@pytest.mark.parametrize("role", ["daemon", "worker", "examine"])
+def test_no_process_of_the_daemon_loads_what_shows_tracebacks_in_colour(role: str) -> None:
+    script = f"""
+import contextlib
+from relayd.workers.__main__ import main
+with contextlib.suppress(IndexError):
+    main([{role!r}])  # without its arguments it ends, once it has loaded what it needs
+import relayd.logs
+"""
+    assert not loaded(script) & {"rich", "pygments"}
+
+
+def test_orders_carry_the_whole_configuration_and_show_no_secret() -> None:
+    upstreams = {"acme": {"host": "smtp.example", "username": "u", "password": "canary-one"}}
+    whole = config(upstreams=upstreams, routes=[{"upstream": "acme"}], workers=2)
+    orders = seal(whole)
+    assert unseal(orders.sealed) == whole
+    assert (orders.worker_count, orders.listeners[0].name, orders.listeners[0].bind) == (2, "local", ("127.0.0.1:0",))
+    assert orders.log.secrets == {"canary-one"}
+    assert "canary" not in repr(orders)
+    with pytest.raises(TypeError):
+        unseal(b"N.")
