@@ -39,10 +39,17 @@ class Door(Protocol):
         """May it add this recipient, when `count` are accepted already?"""
 
     async def submit(
-        self, session: ClientSession, envelope: Envelope, recipients: Sequence[Recipient], content: bytes
+        self,
+        session: ClientSession,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        content: bytes,
+        rest: list[bytes] | None = None,
     ) -> Reply:
         """Keep the message: 250 2.0.0 with its id once durable, else the reason. Never raises for bad input.
 
-        `content` is dot-unstuffed, ends with CRLF, and has CRLF line ends only.
+        `content` is dot-unstuffed, ends with CRLF, and has CRLF line ends only. Of a big message it may be the
+        beginning, with the pieces that follow in `rest`: that list is emptied, so that they need not stay in memory
+        beside what is made of them.
         Cancelling the caller cancels no commit.
         """

@@ -229,17 +229,26 @@ class Intake:
         return self._own_limits.get(listener.name, self._limits)
 
     async def submit(
-        self, session: ClientSession, envelope: Envelope, recipients: Sequence[Recipient], content: bytes
+        self,
+        session: ClientSession,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        content: bytes,
+        rest: list[bytes] | None = None,
     ) -> Reply:
         """See Door."""
         listener = session.listener
         try:
             if not recipients:
                 return NO_RECIPIENTS
+            size = len(content)
+            if rest:
+                size += sum(map(len, rest))
+                content = await self._preparer.with_header(content, rest)
             facts = self._preparer.facts(content)
             refused = admission.content(
                 admission.ContentFacts(
-                    len(content),
+                    size,
                     self._limits_of(listener).message_size,
                     facts.received_count,
                     self._limits.received_headers,
@@ -259,6 +268,7 @@ class Intake:
                 content=content,
                 facts=facts,
                 trace=True,
+                rest=rest,
             )
             unrouted = next((w for w in kept.waiting if not w.lane), None)
             if unrouted is not None:

@@ -23,6 +23,9 @@ from relayd.intake.urgency import RoutePriority, Urgency
 from relayd.spool.joining import Joiner
 from relayd.spool.store import Delivery, Waiting
 
+_NEAR = 128 * 1024
+"""Octets in which nearly every header ends."""
+
 
 @quick
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,19 @@ class Preparer:
         """What relayd wants to know of a header."""
         return headers.facts(content, self._campaign, self._labels)
 
+    async def with_header(self, content: bytes, rest: list[bytes]) -> bytes:
+        """The beginning of a big message with its whole header, taken off `rest`: a header is read in one piece.
+
+        Where the first empty line is not near, that is all of it.
+        """
+        while rest and len(content) < _NEAR and b"\r\n\r\n" not in content:
+            content += rest.pop(0)
+        if rest and b"\r\n\r\n" not in content:
+            pieces = [content, *rest]
+            rest.clear()
+            content = await self._joiner.joined(pieces)
+        return content
+
     async def prepare(
         self,
         *,
@@ -103,10 +119,12 @@ class Preparer:
         content: bytes,
         facts: HeaderFacts,
         trace: bool,
+        rest: list[bytes] | None = None,
     ) -> Kept:
         """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the headers meant for us.
 
-        What came back to us is kept as it came, behind our Received: it goes nowhere.
+        What came back to us is kept as it came, behind our Received: it goes nowhere. `content` holds the header, `rest`
+        what follows it, if anything does (see `with_header`), and is empty afterwards.
         """
         id_text = format_id(number)
         front = b""
@@ -121,7 +139,11 @@ class Preparer:
             front += headers.message_id_header(id_text, self._hostname)
             message_id = f"<{id_text}@{self._hostname}>"
         drop = () if origin.inbound else self._drop
-        kept = await self._joiner.joined(headers.assembly(content, prepend=front, drop=drop))
+        pieces = headers.assembly(content, prepend=front, drop=drop)
+        if rest:
+            pieces += rest
+            rest.clear()
+        kept = await self._joiner.joined(pieces)
         message = Message(
             number,
             now,

@@ -251,11 +251,14 @@ class Transaction(Stream):
         if content.fault is not None:
             self.unproductive()
             raise Refused(*_FAULTS[content.fault])
-        octets = await self.server.door.joiner.joined(content.pieces())
-        if content.has_nul and await asyncio.to_thread(hides_end, octets):
-            self.unproductive()
-            raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)
-        reply = await self.server.door.submit(self.client, envelope, recipients, octets)
+        door, pieces = self.server.door, content.pieces()
+        if content.has_nul:
+            pieces = [await door.joiner.joined(pieces)]
+            if await asyncio.to_thread(hides_end, pieces[0]):
+                self.unproductive()
+                raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)
+        first = pieces.pop(0) if pieces else b""
+        reply = await door.submit(self.client, envelope, recipients, first, pieces)
         if reply.positive:
             self.client.mails += 1
             self.mail_accepted()

@@ -82,8 +82,14 @@ class FakeDoor:
         return self.on_rcpt(recipient, count)
 
     async def submit(
-        self, session: ClientSession, envelope: Envelope, recipients: Sequence[Recipient], content: bytes
+        self,
+        session: ClientSession,
+        envelope: Envelope,
+        recipients: Sequence[Recipient],
+        content: bytes,
+        rest: list[bytes] | None = None,
     ) -> Reply:
+        content += b"".join(rest or ())
         if self.gate is not None:
             self.waiting.set()
             await self.gate.wait()
