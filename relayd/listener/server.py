@@ -20,6 +20,7 @@ from relayd.intake.door import Door
 from relayd.listener.connection import Connection
 from relayd.listener.observer import ListenerObserver
 from relayd.listener.opening import Opening
+from relayd.listener.turnstile import Turnstile
 
 TICK = 60.0
 """Seconds between looks at a session's deadlines, at most."""
@@ -63,6 +64,7 @@ class ListenerServer:
         self.clock = clock
         self.hostname = hostname
         self.counter = counter
+        self.turnstile = Turnstile(self.loop)
         self.connections: set[Opening] = set()
         self.draining = False
         self._sockets: list[socket.socket] = []

@@ -18,6 +18,7 @@ from relayd.core.reply import Reply
 from relayd.listener import replies
 from relayd.listener.ends import Gone, Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
+from relayd.listener.turnstile import MUCH
 
 if TYPE_CHECKING:
     from relayd.listener.server import ListenerServer
@@ -74,6 +75,7 @@ class Stream(SMTP):
         self._skipped = 0
         self._eof = False
         self.reading = True
+        self._queued = False  # at the turnstile
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._stop: Exception | None = None
@@ -90,6 +92,10 @@ class Stream(SMTP):
         """Take input, wake whoever waits for it, or make the client wait."""
         if self.phase is Phase.CLOSING:
             return
+        if len(data) > MUCH and not self._queued:
+            self._queued = True
+            self.hold_back()
+            self.server.turnstile.queue(self)
         if self._position < len(self._input):
             data = self._input[self._position :] + data
         self._input = data
@@ -156,9 +162,15 @@ class Stream(SMTP):
 
     def go_on_reading(self) -> None:
         """Take input again."""
-        if not self.reading and not self.wire.is_closing():
+        if not self.reading and not self._queued and not self.wire.is_closing():
             self.reading = True
             self.wire.resume_reading()
+
+    def read_in_turn(self) -> None:
+        """Its turn has come, after it sent much at once (Turnstile): read on, unless what is there is much still."""
+        self._queued = False
+        if len(self._input) - self._position <= HIGH_WATER:
+            self.go_on_reading()
 
     def take_input(self) -> bytes:
         """All input that is there."""
