@@ -123,8 +123,8 @@ class Preparer:
     ) -> Kept:
         """Put Received (with `trace`), and Date and Message-ID where missing, in front; drop the headers meant for us.
 
-        What came back to us is kept as it came, behind our Received: it goes nowhere. `content` holds the header, `rest`
-        what follows it, if anything does (see `with_header`), and is empty afterwards.
+        What came back to us is kept as it came, behind our Received: it goes nowhere. `content` holds the header
+        (`with_header`), `rest` what follows it, if anything does; it is empty afterwards.
         """
         id_text = format_id(number)
         front = b""

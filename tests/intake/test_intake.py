@@ -73,6 +73,44 @@ async def test_date_and_message_id_are_added_where_missing_and_only_there(house:
     assert header.count(b"\r\nDate: ") == header.count(b"\r\nMessage-ID: ") == 1
 
 
+def big(header: bytes) -> bytes:
+    return header + b"\r\n" + b"A line of the text.\r\n" * 60_000
+
+
+BIG = {
+    "usual": big(MAIL.partition(b"\r\n\r\n")[0] + b"\r\n"),
+    "without Date": big(b"From: a@b.example\r\n"),
+    "a long header": big(
+        b"From: a@b.example\r\n" + b"X-Long: 0123456789\r\n" * 15_000 + b"X-Relay-Campaign: autumn\r\n"
+    ),
+    "no header": big(b""),
+    "no empty line": b"From: a@b.example\r\n" + b"not-a-field\r\n" * 60_000,
+    "no line but the first": b"From: " + b"x" * 700_000 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("content", BIG.values(), ids=BIG.keys())
+@pytest.mark.parametrize("piece", [4096, 65_535, 262_144])
+async def test_a_big_one_in_pieces_is_kept_as_though_it_came_whole(house: House, content: bytes, piece: int) -> None:
+    pieces = [content[place : place + piece] for place in range(0, len(content), piece)]
+    session = house.session()
+    await house.intake.submit(session, ENVELOPE, TO, content)
+    assert code(await house.intake.submit(session, ENVELOPE, TO, pieces.pop(0), pieces)) == "250 2.0.0"
+    assert not pieces
+    whole, put_together = house.store.accepted
+    old, new = (format_id(entry.message.id).encode() for entry in (whole, put_together))
+    assert put_together.content == whole.content.replace(old, new)
+    assert put_together.message.size == whole.message.size == len(whole.content)
+    for fact in ("from_domain", "subject", "campaign", "labels"):
+        assert getattr(put_together.message, fact) == getattr(whole.message, fact)
+
+
+async def test_the_size_of_all_pieces_counts(house: House) -> None:
+    limit = house.config.limits.message_size
+    pieces = [b"x" * 998 + b"\r\n"] * (limit // 1000 + 1)
+    assert code(await house.intake.submit(house.session(), ENVELOPE, TO, MAIL, pieces)) == "552 5.3.4"
+
+
 async def test_recipients_stay_blind_to_each_other_and_share_a_delivery_per_lane(house: House) -> None:
     house.lanes = {"a@example.net": "one", "b@example.net": "two", "c@example.net": "one"}
     recipients = [Recipient(f"{letter}@example.net") for letter in "abc"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.spool.joining import APART, Joiner, join
+from relayd.spool.joining import APART, STEP, Joiner, join
 
 PIECES = st.lists(st.binary(max_size=64).map(lambda seed: seed * 4001), max_size=40)
 
@@ -21,12 +22,6 @@ def test_it_is_what_bytes_join_makes(pieces: list[bytes], viewed: list[bool]) ->
     assert join(list(mixed)) == b"".join(pieces)
 
 
-def test_more_pieces_than_one_call_takes() -> None:
-    pieces = [b"%04d" % n * 500 for n in range(2500)]
-    assert sum(map(len, pieces)) > APART
-    assert join(list(pieces)) == b"".join(pieces)
-
-
 async def test_small_and_big_ones_are_awaited_alike() -> None:
     joiner = Joiner()
     for pieces in ([], [b"one"], [memoryview(b"one")], [b"a", b"b"], [b"x" * APART], [b"x" * APART, b"y"]):
@@ -34,7 +29,33 @@ async def test_small_and_big_ones_are_awaited_alike() -> None:
         assert type(whole) is bytes and whole == b"".join(pieces)
 
 
-@pytest.mark.parametrize("broken", ["memfd_create", "writev"])
+@given(PIECES, st.lists(st.booleans(), min_size=40, max_size=40))
+def test_in_steps_it_is_the_same(pieces: list[bytes], viewed: list[bool]) -> None:
+    async def joined() -> bytes:
+        mixed = [memoryview(piece) if view else piece for piece, view in zip(pieces, viewed, strict=False)]
+        return await Joiner().joined(mixed)
+
+    assert asyncio.run(joined()) == b"".join(pieces)
+
+
+async def test_others_run_between_the_steps_and_pieces_are_let_go_one_by_one() -> None:
+    pieces = [bytes([n]) * STEP for n in range(20)]
+    whole, left = b"".join(pieces), []
+    joining = asyncio.create_task(Joiner().joined(pieces))
+    while not joining.done():
+        left.append(len(pieces))
+        await asyncio.sleep(0)
+    assert joining.result() == whole
+    assert set(range(20)) <= set(left)
+
+
+async def test_two_at_once_take_turns() -> None:
+    joiner, first, second = Joiner(), [b"a" * STEP] * 9, [b"b" * STEP] * 9
+    results = await asyncio.gather(joiner.joined(first), joiner.joined(second))
+    assert results == [b"a" * STEP * 9, b"b" * STEP * 9]
+
+
+@pytest.mark.parametrize("broken", ["memfd_create", "pwrite", "preadv"])
 def test_without_descriptor_or_memory_it_is_joined_all_the_same(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> NoReturn:
         raise OSError(24, "Too many open files")
@@ -44,17 +65,17 @@ def test_without_descriptor_or_memory_it_is_joined_all_the_same(broken: str, mon
 
 
 def test_a_short_write_or_read_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    write, read = os.writev, os.pread
+    write, read = os.pwrite, os.preadv
 
-    def half(fd: int, buffers: Sequence[bytes]) -> int:
-        return write(fd, buffers[:1])
+    def half(fd: int, octets: memoryview, at: int) -> int:
+        return write(fd, octets[: len(octets) // 2], at)
 
-    def less(fd: int, size: int, at: int) -> bytes:
-        return read(fd, size // 2 + 1, at)
+    def less(fd: int, buffers: Sequence[memoryview], at: int) -> int:
+        return read(fd, [buffers[0][:1000]], at)
 
     whole = b"x" * APART + b"y" * APART
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", half)
+        patch.setattr(os, "pwrite", half)
         assert join([whole[:APART], whole[APART:]]) == whole
-    monkeypatch.setattr(os, "pread", less)
+    monkeypatch.setattr(os, "preadv", less)
     assert join([whole[:APART], whole[APART:]]) == whole
