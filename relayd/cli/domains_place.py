@@ -20,8 +20,9 @@ from relayd.control import ControlError, NotRunningError, ask
 from relayd.core.units import Millis
 from relayd.domains.changes import DomainError, find
 from relayd.domains.keys import Vault
+from relayd.domains.lifecycle import GoneError
 from relayd.domains.records import Finding
-from relayd.domains.service import Checker, GoneError, standing_of
+from relayd.domains.service import Checker, standing_of
 from relayd.spool.certificates import ChallengeStore
 from relayd.spool.domains import DomainKey, DomainStore, SenderDomain
 from relayd.spool.state import StateDB, StateError

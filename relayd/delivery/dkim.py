@@ -12,14 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from typing import TYPE_CHECKING
 
 from relayd.config.models import DKIMKey
 from relayd.core.address import AddressError, to_ascii
@@ -28,7 +21,9 @@ from relayd.core.headers import FOLD_AT, HeaderBlock, scan
 from relayd.core.units import Millis
 from relayd.spool.joining import join
 
-MIN_RSA_BITS = 1024
+if TYPE_CHECKING:
+    from relayd.delivery.openssl import PrivateKey
+
 INLINE = 256 * 1024
 """Octets up to which a message is signed on the event loop; above, hashing would hold up other sessions."""
 MAX_INSTANCES = 20
@@ -105,39 +100,23 @@ def load_keys(keys: Iterable[DKIMKey]) -> list[LoadedKey]:
 
 def load_key(key: DKIMKey) -> LoadedKey:
     """Read one key file. Raises DKIMKeyError."""
-    algorithm, sign = _signing(key.key)
+    from relayd.delivery import openssl  # noqa: PLC0415 - 7 MiB that a worker without keys does without
+
+    try:
+        algorithm, sign = openssl.dkim_way(openssl.dkim_private(key.key))
+    except openssl.KeyFileError as error:
+        raise DKIMKeyError(str(error)) from error
     try:
         return LoadedKey(to_ascii(key.domain), to_ascii(key.selector), algorithm, sign)
     except AddressError as error:
         raise DKIMKeyError(f"{key.selector}._domainkey.{key.domain} is not a domain name") from error
 
 
-def _signing(path: Path) -> tuple[str, Callable[[bytes], bytes]]:
-    try:
-        private = load_pem_private_key(path.read_bytes(), None)
-    except OSError as error:
-        raise DKIMKeyError(f"{path}: {error.strerror or 'cannot be read'}") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise DKIMKeyError(f"{path}: not an unencrypted private key in PEM form") from error
-    if isinstance(private, RSAPrivateKey) and private.key_size < MIN_RSA_BITS:
-        raise DKIMKeyError(f"{path}: an RSA key of {private.key_size} bits; {MIN_RSA_BITS} are the least (RFC 8301)")
-    if not isinstance(private, RSAPrivateKey | Ed25519PrivateKey):
-        raise DKIMKeyError(f"{path}: DKIM knows RSA and Ed25519 keys only")
-    return _by(private)
-
-
-def stored_key(domain: str, selector: str, private: RSAPrivateKey | Ed25519PrivateKey) -> LoadedKey:
+def stored_key(domain: str, selector: str, private: PrivateKey) -> LoadedKey:
     """A key that is kept in state.db (both names in A-labels, lower case)."""
-    return LoadedKey(domain, selector, *_by(private))
+    from relayd.delivery import openssl  # noqa: PLC0415 - as above
 
-
-def _by(private: RSAPrivateKey | Ed25519PrivateKey) -> tuple[str, Callable[[bytes], bytes]]:
-    """Algorithm and way of signing."""
-    if isinstance(private, Ed25519PrivateKey):
-        # RFC 8463 3: Ed25519 signs the hash, not the octets themselves
-        return "ed25519-sha256", lambda data: private.sign(hashlib.sha256(data).digest())
-    padding, digest = PKCS1v15(), SHA256()
-    return "rsa-sha256", lambda data: private.sign(data, padding, digest)
+    return LoadedKey(domain, selector, *openssl.dkim_way(private))
 
 
 class Signer:

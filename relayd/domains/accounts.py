@@ -6,8 +6,8 @@ import re
 
 from relayd.core.address import AddressError, parse, to_ascii
 from relayd.core.units import Millis
-from relayd.domains.changes import DomainError, nearest, shown
-from relayd.domains.records import Answer, Status
+from relayd.domains.changes import DomainError, shown
+from relayd.domains.records import Answer, Status, nearest
 from relayd.spool.domains import Everything, SenderAccount
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

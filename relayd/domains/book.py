@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
 from relayd.config.models import Config
 from relayd.core.address import domain_of
 from relayd.core.units import Millis
-from relayd.domains.changes import nearest
-from relayd.domains.keys import KeyLockedError, PrivateKey, Vault, opened
+from relayd.domains.keys import KeyLockedError, Vault
+from relayd.domains.records import nearest
 from relayd.domains.tracking import host_for, ready_hosts
 from relayd.spool.domains import DomainKey, DomainState, DomainStore, Everything, KeyState, SenderDomain
+
+if TYPE_CHECKING:
+    from relayd.domains.keymaking import PrivateKey
 
 _ALWAYS: Millis = 1 << 63
 _ALARMS = {"domain.degraded", "domain.stopped", "tracking.expired", "tracking.degraded", "certificate.failed"}
@@ -102,6 +106,12 @@ class DomainBook:
         self._default_host = config.tracking.host or ""
 
     def _open(self, everything: Everything) -> tuple[StoredKey, ...]:
+        """The keys that sign. In a thread: it takes milliseconds a key, and what it loads tens of them."""
+        if not everything.keys and not everything.certificates:
+            self._opened = {}
+            return ()
+        from relayd.domains.keymaking import opened  # noqa: PLC0415 - 7 MiB, for workers that have keys
+
         states = {domain.name: domain.state for domain in everything.domains}
         found = []
         cache: dict[tuple[str, str, bytes], PrivateKey] = {}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from relayd.core.address import AddressError, to_ascii
 from relayd.core.units import Millis
-from relayd.domains import dmarc, keys
+from relayd.domains import dmarc, keymaking, keys
 from relayd.spool.domains import DomainKey, Everything, KeyState, SenderDomain
 
 _SELECTOR = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
@@ -89,7 +89,7 @@ def first_keys(domain: SenderDomain, given: Sequence[str], vault: keys.Vault, no
     made = []
     for algorithm, selectors in selectors_for(domain, given).items():
         names = selectors or [fresh_selector(algorithm, (), now)]
-        made.append(keys.make(domain.name, names[0], algorithm, KeyState.ACTIVE, now=now, vault=vault))
+        made.append(keymaking.make(domain.name, names[0], algorithm, KeyState.ACTIVE, now=now, vault=vault))
         made += [DomainKey(domain.name, name, algorithm, KeyState.SPARE, created_at=now) for name in names[1:]]
     return made
 
@@ -114,17 +114,8 @@ def next_keys(domain: SenderDomain, there: Sequence[DomainKey], vault: keys.Vaul
             selector = spare.selector
         else:
             selector = fresh_selector(algorithm, (key.selector for key in there), now)
-        made.append(keys.make(domain.name, selector, algorithm, KeyState.NEXT, now=now, vault=vault))
+        made.append(keymaking.make(domain.name, selector, algorithm, KeyState.NEXT, now=now, vault=vault))
     return made
-
-
-def nearest(name: str, known: Callable[[str], object | None]) -> str:
-    """The domain itself or its nearest parent that is known; "" for none."""
-    while name:
-        if known(name) is not None:
-            return name
-        name = name.partition(".")[2]
-    return ""
 
 
 def find(everything: Everything, name: str) -> SenderDomain:

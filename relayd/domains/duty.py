@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
 from relayd.config.models import Config
 from relayd.core.units import Millis
-from relayd.domains.service import Checker, GoneError
+from relayd.domains.lifecycle import GoneError
 from relayd.spool.domains import DomainStore, Everything, TrackingState
 from relayd.spool.state import StateDB, StateError
+
+if TYPE_CHECKING:
+    from relayd.domains.service import Checker
 
 LEASE = "domains"
 _LEASE_FOR: Millis = 120_000
@@ -29,7 +33,7 @@ class DomainDuty:
     def __init__(self, state: StateDB, config: Config, owner: str, clock: Callable[[], Millis]) -> None:
         self._state = state
         self._store = DomainStore(state)
-        self._checker = Checker(self._store, config, clock)
+        self._config = config
         self._owner = owner
         self._clock = clock
         self._sulking: dict[str, Millis] = {}
@@ -37,7 +41,7 @@ class DomainDuty:
 
     def apply(self, config: Config) -> None:
         """Take over a changed configuration."""
-        self._checker.config = config
+        self._config = config
 
     async def tick(self, known: Everything) -> int:
         """Check what is due, if it is our turn; how many that were. `known` may be a moment old. Raises StateError."""
@@ -48,14 +52,20 @@ class DomainDuty:
         try:
             # another worker may have done it all since `known` was read
             due = self._due(await self._store.everything())
+            checker = await asyncio.to_thread(self._checker)
             gate = asyncio.Semaphore(_AT_ONCE)
-            await asyncio.gather(*(self._check(kind, name, gate) for kind, name in due))
+            await asyncio.gather(*(self._check(checker, kind, name, gate) for kind, name in due))
         finally:
             await self._state.release(LEASE, self._owner)
         return len(due)
 
     async def _claim(self) -> bool:
         return await self._state.claim(LEASE, self._owner, self._clock(), _LEASE_FOR)
+
+    def _checker(self) -> Checker:
+        from relayd.domains.service import Checker  # noqa: PLC0415 - 3 MiB, for the one worker that asks DNS
+
+        return Checker(self._store, self._config, self._clock)
 
     def _due(self, everything: Everything) -> list[tuple[str, str]]:
         now = self._clock()
@@ -67,15 +77,15 @@ class DomainDuty:
         ]
         return [each for each in due if self._sulking.get(each[1], 0) <= now]
 
-    async def _check(self, kind: str, name: str, gate: asyncio.Semaphore) -> None:
+    async def _check(self, checker: Checker, kind: str, name: str, gate: asyncio.Semaphore) -> None:
         async with gate:
             try:
                 if not await self._claim():
                     return
                 if kind == "domain":
-                    await self._checker.check_domain(name)
+                    await checker.check_domain(name)
                 else:
-                    await self._checker.check_tracking(name)
+                    await checker.check_tracking(name)
                 self._sulking.pop(name, None)
             except GoneError:
                 return

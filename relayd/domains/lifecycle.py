@@ -18,6 +18,10 @@ _LEAST = 60_000
 """Shortest wait (ms) while something is amiss, unless `recheck` is shorter still."""
 
 
+class GoneError(Exception):
+    """The domain was removed while it was checked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The section `domains` of the configuration, in milliseconds."""

@@ -5,7 +5,7 @@ What to expect is expected.py's, comparing is judge.py's, asking is resolve.py's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -176,3 +176,12 @@ def same_name(one: str, other: str) -> bool:
 def bare(name: str) -> str:
     """A name as these values have it."""
     return name.rstrip(".").lower()
+
+
+def nearest(name: str, known: Callable[[str], object | None]) -> str:
+    """The domain itself or its nearest parent that is known; "" for none."""
+    while name:
+        if known(name) is not None:
+            return name
+        name = name.partition(".")[2]
+    return ""

@@ -13,6 +13,7 @@ from relayd.config.models import Config, SMTPUpstream
 from relayd.core.units import Millis
 from relayd.domains import lifecycle, tracking, verify
 from relayd.domains.expected import Ours, of_domain
+from relayd.domains.lifecycle import GoneError
 from relayd.domains.providers import PROVIDERS, provider_of
 from relayd.domains.records import Finding, Purpose, Verdict
 from relayd.domains.report import from_facts, standing
@@ -24,10 +25,6 @@ from relayd.spool.domains import (
     SenderDomain,
     TrackingDomain,
 )
-
-
-class GoneError(Exception):
-    """The domain was removed while it was checked."""
 
 
 def policy_of(config: Config) -> lifecycle.Policy:

@@ -5,14 +5,11 @@ DKIM keys (domains/keys.py) and OAuth2 tokens (spool/tokens.py) use it; where th
 
 from __future__ import annotations
 
-import os
+import functools
+from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-_NONCE = 12
+if TYPE_CHECKING:
+    from relayd.spool.cipher import Cipher
 
 
 class LockedError(Exception):
@@ -24,20 +21,25 @@ class Safe:
 
     def __init__(self, secret: bytes, purpose: bytes, what: str) -> None:
         """`what` is the word for its content in messages, like "key"."""
-        derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret)
-        self._cipher = AESGCM(derived)
+        self._secret = secret
+        self._purpose = purpose
         self._what = what
 
+    @functools.cached_property
+    def _cipher(self) -> Cipher:
+        from relayd.spool.cipher import Cipher  # noqa: PLC0415 - 7 MiB that a worker without kept keys does without
+
+        return Cipher(self._secret, self._purpose)
+
     def lock(self, plain: bytes, name: str) -> bytes:
-        """Encrypt (AES-256-GCM, random nonce in front)."""
-        nonce = os.urandom(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, plain, name.encode())
+        """Encrypt."""
+        return self._cipher.lock(plain, name.encode())
 
     def open(self, locked: bytes, name: str) -> bytes:
         """Decrypt. Raises LockedError."""
         try:
-            return self._cipher.decrypt(locked[:_NONCE], locked[_NONCE:], name.encode())
-        except (InvalidTag, ValueError):
+            return self._cipher.open(locked, name.encode())
+        except ValueError:
             raise LockedError(
                 f"the {self._what} {name} cannot be opened: was `secret` changed? It must be the one that the"
                 f" {self._what} was made with"

@@ -20,7 +20,8 @@ from relayd.domains.adding import Wish, add, remove
 from relayd.domains.book import DomainBook
 from relayd.domains.duty import LEASE, DomainDuty
 from relayd.domains.expected import key_value
-from relayd.domains.keys import KeyLockedError, Vault, make, opened
+from relayd.domains.keymaking import make, opened
+from relayd.domains.keys import KeyLockedError, Vault
 from relayd.domains.service import Checker
 from relayd.intake.auth import PasswordVerifier
 from relayd.intake.disk import DiskWatch

@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relayd.config.models import OAuth
 
@@ -138,15 +133,15 @@ def form_of(grant: Grant, refresh: str, now: float) -> tuple[str, dict[str, str]
 
 def _assertion(grant: Grant, now: float) -> tuple[str, dict[str, str]]:
     """A JWT signed by the service account's key (RFC 7515, RFC 7523 3)."""
+    from relayd.delivery import openssl  # noqa: PLC0415 - 7 MiB that few workers need
+
     problem = f"the key file of {grant.title} cannot be used: download the JSON key of the service account again"
     try:
         facts = orjson.loads((grant.key_file or Path()).read_bytes())
         issuer, url = str(facts["client_email"]), grant.token_url or str(facts["token_uri"])
-        key = load_pem_private_key(str(facts["private_key"]).encode(), None)
-    except (OSError, ValueError, TypeError, KeyError, UnsupportedAlgorithm):
+        sign = openssl.rs256(str(facts["private_key"]).encode())
+    except (OSError, ValueError, TypeError, KeyError, openssl.KeyFileError):
         raise TokenError(problem, refused=True) from None
-    if not isinstance(key, RSAPrivateKey):
-        raise TokenError(problem, refused=True)
     header: dict[str, Any] = {"alg": "RS256", "typ": "JWT"}
     if facts.get("private_key_id"):
         header["kid"] = str(facts["private_key_id"])
@@ -160,7 +155,7 @@ def _assertion(grant: Grant, now: float) -> tuple[str, dict[str, str]]:
         "exp": issued + _JWT_LIFE,
     }
     signed = f"{_base64url(orjson.dumps(header))}.{_base64url(orjson.dumps(claims))}"
-    signature = key.sign(signed.encode(), PKCS1v15(), SHA256())
+    signature = sign(signed.encode())
     form = {
         "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "assertion": f"{signed}.{_base64url(signature)}",
