@@ -146,10 +146,11 @@ def version(as_json: JSONOption = False) -> None:
     """Print the versions of relayd, Python and SQLite."""
     import platform
     import sqlite3
-    from importlib.metadata import version as distribution_version
+
+    from relayd.version import installed
 
     versions = {
-        "relayd": distribution_version("relayd"),
+        "relayd": installed(),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
     }

@@ -10,7 +10,6 @@ import asyncio
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import prometheus_client
@@ -21,6 +20,7 @@ from relayd.core.units import Millis
 from relayd.events.shared import share
 from relayd.events.tally import Tallies, Tally
 from relayd.spool.store import LaneDepth
+from relayd.version import installed
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -168,7 +168,7 @@ class Metrics:
         gauge("relayd_workers", "Workers that run.").set(1)
         gauge("relayd_workers_wanted", "Workers configured.", mode="livemax").set(slots)
         info = gauge("relayd_build_info", "1; the versions are its labels.", "version", "python", mode="livemax")
-        info.labels(_version(), ".".join(map(str, sys.version_info[:3]))).set(1)
+        info.labels(installed(), ".".join(map(str, sys.version_info[:3]))).set(1)
 
     # -- the store
 
@@ -455,10 +455,3 @@ class DeliveryMetrics:
     def report(self, kind: str) -> None:
         """A report to a sender was made."""
         self._reports.add(kind)
-
-
-def _version() -> str:
-    try:
-        return version("relayd")
-    except PackageNotFoundError:
-        return "unknown"

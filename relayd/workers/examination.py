@@ -42,9 +42,14 @@ async def examine(path: Path, orders: Orders) -> Report:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+    version, _, pickled = answer.partition(b"\n")
+    if version and version != orders.version.encode():
+        raise ExaminationError(
+            f"relayd {version.decode()} is installed and {orders.version} still runs: restart it to finish the upgrade"
+        )
     if process.returncode:
         raise ExaminationError(f"the process that read the file ended with status {process.returncode}")
-    report = pickle.loads(answer)  # noqa: S301 - written by our own child into a pipe that nobody else has
+    report = pickle.loads(pickled)  # noqa: S301 - written by our own child into a pipe that nobody else has
     if not isinstance(report, Report):
         raise TypeError("no report")
     return report

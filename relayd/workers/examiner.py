@@ -9,14 +9,18 @@ from pathlib import Path
 
 from relayd.config.diff import changes
 from relayd.config.load import examine
+from relayd.version import installed
 from relayd.workers.orders import Report
 from relayd.workers.sealing import seal, unseal
 
 
 def main(argv: Sequence[str]) -> int:
-    """`argv`: the file's path. The sealed configuration that holds comes in, a Report goes out."""
-    report = look(Path(argv[0]), sys.stdin.buffer.read())
-    sys.stdout.buffer.write(pickle.dumps(report))
+    """`argv`: the file's path. The sealed configuration that holds comes in; our version and a Report go out."""
+    sealed = sys.stdin.buffer.read()
+    # first of all, on a line of its own: a daemon that runs since before an upgrade reads nothing else of ours
+    sys.stdout.buffer.write(installed().encode() + b"\n")
+    sys.stdout.buffer.flush()
+    sys.stdout.buffer.write(pickle.dumps(look(Path(argv[0]), sealed)))
     sys.stdout.buffer.flush()
     return 0
 

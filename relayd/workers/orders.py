@@ -47,6 +47,8 @@ class Orders:
     log: LogOrders
     listeners: tuple[ListenerOrders, ...]
     web: WebOrders
+    version: str
+    """Of the relayd that checked it: another one may mean something else by it."""
     sealed: bytes = field(repr=False)
     """All of it, secrets too."""
 

@@ -6,6 +6,7 @@ import pickle
 
 from relayd.config.models import Config
 from relayd.config.secret import secrets_of
+from relayd.version import installed
 from relayd.workers.orders import ListenerOrders, LogOrders, Orders, WebOrders
 
 
@@ -20,6 +21,7 @@ def seal(config: Config) -> Orders:
         # plain text: a name or an address of the configuration's own kind would load its models with it
         tuple(ListenerOrders(str(each.name), tuple(map(str, each.bind))) for each in config.listeners),
         WebOrders(*(tuple(map(str, binds)) for binds in (web.bind, web.public, web.public_tls))),
+        installed(),
         pickle.dumps(config),
     )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from relayd.workers.examination import ExaminationError, examine
 from relayd.workers.sealing import seal, unseal
 from tests.operations.configs import config
 
@@ -47,3 +50,19 @@ def test_orders_carry_the_whole_configuration_and_show_no_secret() -> None:
     assert "canary" not in repr(orders)
     with pytest.raises(TypeError):
         unseal(b"N.")
+
+
+def test_a_worker_without_keys_and_domains_loads_neither_openssl_nor_a_resolver() -> None:
+    found = loaded("import relayd.app, relayd.workers.worker")
+    assert "relayd.delivery.dkim" in found
+    assert not found & {"cryptography", "dns", "yaml", "typer", "rich", "argparse"}
+
+
+async def test_a_daemon_that_was_upgraded_on_disk_asks_to_be_restarted(tmp_path: Path) -> None:
+    file = tmp_path / "relayd.yaml"
+    file.write_text("hostname: x.example\n")
+    orders = seal(config())
+    report = await examine(file, orders)
+    assert report.orders is None and any("upstreams" in fault for fault in report.faults)
+    with pytest.raises(ExaminationError, match="restart it"):
+        await examine(file, dataclasses.replace(orders, version="0.0.1"))
