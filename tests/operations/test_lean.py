@@ -55,7 +55,7 @@ def test_orders_carry_the_whole_configuration_and_show_no_secret() -> None:
 def test_a_worker_without_keys_and_domains_loads_neither_openssl_nor_a_resolver() -> None:
     found = loaded("import relayd.app, relayd.workers.worker")
     assert "relayd.delivery.dkim" in found
-    assert not found & {"cryptography", "dns", "yaml", "typer", "rich", "argparse"}
+    assert not found & {"cryptography", "dns", "yaml", "typer", "argparse"}
 
 
 async def test_a_daemon_that_was_upgraded_on_disk_asks_to_be_restarted(tmp_path: Path) -> None:
