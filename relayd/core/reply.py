@@ -46,10 +46,15 @@ class Reply:
 
 def parse_reply(code: int, text: str, *, limit: int = 2000) -> Reply:
     """A peer's reply as a value: control characters become spaces, text over `limit` characters is cut."""
-    lines = [_CONTROL.sub(" ", line).strip() for line in text[:limit].replace("\r\n", "\n").split("\n")]
-    match = _ENHANCED.match(lines[0]) if lines else None
+    if len(text) <= limit and text.isprintable():
+        lines = [text.strip()]  # as nearly always: one line, and nothing in it to be cleaned
+    else:
+        lines = [_CONTROL.sub(" ", line).strip() for line in text[:limit].replace("\r\n", "\n").split("\n")]
+    match = _ENHANCED.match(lines[0])
     if match is None or match[1][0] != str(code)[0]:
         return Reply(code, "", "\n".join(lines))
     enhanced = match[1]
+    if len(lines) == 1:
+        return Reply(code, enhanced, lines[0][len(enhanced) :].lstrip())
     stripped = [line[len(enhanced) :].lstrip() if line.startswith(enhanced) else line for line in lines]
     return Reply(code, enhanced, "\n".join(stripped))

@@ -24,6 +24,10 @@ def printable(octets: bytes) -> str:
     return _CONTROL.sub(" ", octets.decode("utf-8", "replace")).strip()
 
 
+_Item = tuple[float, str | int, bytes]
+"""When; what it is: the code of a reply, ">" (sent), "=" (sent content) or "*" (a note); and its octets."""
+
+
 class Dialogue:
     """What was said since the last `restart`, bounded: the beginning whole, of the rest the end."""
 
@@ -31,8 +35,8 @@ class Dialogue:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._items: list[tuple[float, str, bytes]] = []
-        self._tail: deque[tuple[float, str, bytes]] = deque(maxlen=_TAIL)
+        self._items: list[_Item] = []
+        self._tail: deque[_Item] = deque(maxlen=_TAIL)
         self._octets = 0
         self._left_out = 0
         self._start = clock()
@@ -59,7 +63,7 @@ class Dialogue:
         """A reply; the lines of `text` are split by LF."""
         if self.secret and code == 334:
             text = MASK.encode()
-        self._keep("<", b"%d %s" % (code, text))
+        self._keep(code, text)
 
     def note(self, text: str) -> None:
         """Something that happened besides commands and replies."""
@@ -67,9 +71,9 @@ class Dialogue:
 
     def content(self, octets: int) -> None:
         """Message content went out."""
-        self._keep(">", b"[%s octets]" % f"{octets:,}".encode())
+        self._keep("=", b"%d" % octets)
 
-    def _keep(self, mark: str, octets: bytes) -> None:
+    def _keep(self, mark: str | int, octets: bytes) -> None:
         if self._octets < _KEPT_WHOLE:
             self._octets += len(octets) + 32
             self._items.append((self._clock(), mark, octets))
@@ -93,11 +97,13 @@ class Dialogue:
         half = LIMIT // 2 - 20
         return text[:half].rpartition("\n")[0] + "\n[… left out]\n" + text[-half:].partition("\n")[2]
 
-    def _lines(self, item: tuple[float, str, bytes]) -> list[str]:
+    def _lines(self, item: _Item) -> list[str]:
         at, mark, octets = item
         since = max(at - self._start, 0.0)
-        if mark != "<":
+        if mark == "=":
+            return [f"{since:8.3f} > [{int(octets):,} octets]"]
+        if isinstance(mark, str):
             return [f"{since:8.3f} {mark} {printable(line)}" for line in octets.split(b"\r\n") if line or mark == "*"]
-        code, text = octets[:3].decode(), octets[4:].split(b"\n")
-        shown = [f"{since:8.3f} < {code}-{printable(line)}" for line in text[:-1]]
-        return [*shown, f"{since:8.3f} < {code} {printable(text[-1])}".rstrip()]
+        text = octets.split(b"\n")
+        shown = [f"{since:8.3f} < {mark}-{printable(line)}" for line in text[:-1]]
+        return [*shown, f"{since:8.3f} < {mark} {printable(text[-1])}".rstrip()]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 
 from aiosmtplib.errors import SMTPException, SMTPReadTimeoutError, SMTPServerDisconnected
 from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, FlowControlMixin, SMTPProtocol
@@ -159,14 +159,15 @@ class ReplyProtocol(SMTPProtocol):
             return
         if self._input:
             data = self._input + data
-        start = 0
-        while (end := data.find(b"\n", start)) >= 0:
-            if not self._line(data[start : end - 1] if data[end - 1 : end] == b"\r" else data[start:end]):
+        awaited = self._awaited
+        *lines, self._input = data.split(b"\n")
+        for line in lines:
+            if not self._line(line[:-1] if line[-1:] == b"\r" else line):
                 return
-            start = end + 1
-        self._input = data[start:] if start else data
         if len(self._input) > MAX_LINE:
             self._fail(MalformedReplyError("a reply line without end"))
+        elif 0 < self._awaited < awaited and not self.ended:
+            self._arm(self._timeout)  # some of a group came: the rest has its time from now on
 
     def _line(self, line: bytes) -> bool:
         """One line without its end; False when the connection is no good any more."""
@@ -207,27 +208,24 @@ class ReplyProtocol(SMTPProtocol):
         self._awaited -= 1
         if self.ended:
             self._wake()
-        elif self._awaited == 0:
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
-        else:
-            self._arm(self._timeout)
+        elif self._awaited == 0 and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    def _begin(self, replies: int, timeout: float) -> None:
-        """From now on so many replies are expected. Raises MalformedReplyError when one is there already."""
-        if self.fault is not None:
-            raise self.fault
+    def _begin(self, replies: int, timeout: float, total: float = math.inf) -> bool:
+        """From now on so many replies are expected; False, with a fault, when one is there already."""
+        self._replies = []
         if not self.clean:
-            fault = (
+            self._fail(
                 MalformedReplyError("a reply that nobody asked for")
                 if not self.ended
                 else SMTPServerDisconnected("the upstream ended the session")
             )
-            self._fail(fault)
-            raise fault
-        self._replies = []
+            return False
         self._awaited = replies
+        if total is not math.inf:
+            self._last = self._loop.time() + total
         self._arm(timeout)
+        return True
 
     async def _wait(self) -> list[RawReply]:
         if self._awaited and not self.ended:
@@ -239,38 +237,33 @@ class ReplyProtocol(SMTPProtocol):
         self._disarm()
         return self._replies
 
-    async def exchange(self, octets: bytes, replies: int, timeout: float, total: float = math.inf) -> list[RawReply]:
-        """Send commands and gather their replies: fewer than asked for only behind a 421 or when `fault` says why.
+    def exchange(
+        self, octets: bytes, replies: int, timeout: float, total: float = math.inf
+    ) -> Coroutine[Any, Any, list[RawReply]]:
+        """Send commands, and gather their replies when it is awaited: fewer than asked for only behind a 421 or when
+        `fault` says why.
 
         `timeout` seconds for each reply, `total` for all. Never raises for what the peer does.
         """
-        try:
-            self._begin(replies, timeout)
-        except SMTPException:
-            return []
-        if total != math.inf:
-            self._last = self._loop.time() + total
-        self.dialogue.sent(octets)
-        self._put(octets)
-        return await self._wait()
+        if self._begin(replies, timeout, total):
+            self.dialogue.sent(octets)
+            self._put(octets)
+        return self._wait()
 
     def _put(self, octets: bytes | memoryview) -> None:
-        if self.transport is None or self.transport.is_closing():
+        transport = self.transport
+        if transport is None or transport.is_closing():
             self._fail(SMTPServerDisconnected("the upstream closed the connection"))
             return
-        cast(asyncio.WriteTransport, self.transport).write(octets)
+        transport.write(octets)  # type: ignore[attr-defined] # aiosmtplib says BaseTransport; cast() is a call for each
 
     async def exchange_many(self, commands: Sequence[bytes], timeout: float, total: float = math.inf) -> list[RawReply]:
         """Like `exchange` for more commands than fit one window: replies are taken while the rest is still written.
 
         Reading never waits for writing, so neither side can block the other (RFC 2920 3.1).
         """
-        try:
-            self._begin(len(commands), timeout)
-        except SMTPException:
+        if not self._begin(len(commands), timeout, total):
             return []
-        if total != math.inf:
-            self._last = self._loop.time() + total
         batch: list[bytes] = []
         size = 0
         for command in commands:
@@ -309,7 +302,7 @@ class ReplyProtocol(SMTPProtocol):
         The first value says whether the final dot went out; the reply is None when none came (see `fault`).
         A refusal before the dot is a reply, too. `progress`: seconds for each piece; `dot`: for the reply.
         """
-        if self.fault is not None or not self.clean:
+        if not self.clean:
             return False, self.stray
         self._dotted = False
         if len(octets) <= CHUNK:

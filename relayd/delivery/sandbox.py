@@ -15,7 +15,7 @@ from relayd.core.classes import ReplyClass
 from relayd.core.classify import dropped, outcome_of, timeout
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.reply import Reply
-from relayd.core.session import ConnectFailedError, Outgoing, Sent
+from relayd.core.session import ConnectFailedError, Outgoing, Sent, all_delivered
 from relayd.core.units import Millis
 from relayd.delivery.dialogue import Dialogue
 from relayd.delivery.rehearsal import Act, Rehearsal, rehearsal
@@ -215,8 +215,8 @@ class _Performance:
     def sent(self) -> Sent:
         """The result for the dispatcher."""
         outcomes = tuple(outcome for outcome in self.outcomes if outcome is not None)
-        failed = any(outcome.kind is not OutcomeKind.DELIVERED for outcome in outcomes)
-        return Sent(outcomes, self._stage, self._reply, self._dialogue.render() if failed else None, dsn=False)
+        transcript = None if all_delivered(outcomes) else self._dialogue.render()
+        return Sent(outcomes, self._stage, self._reply, transcript, dsn=False)
 
 
 def _broken(stage: Stage) -> Outcome:

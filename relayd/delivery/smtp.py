@@ -9,15 +9,16 @@ import base64
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from relayd.config.models import SMTPUpstream
 from relayd.core.classify import outcome_of
-from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
+from relayd.core.lifecycle import Outcome, Stage
 from relayd.core.quick import quick
 from relayd.core.reply import Reply, parse_reply
-from relayd.core.session import ConnectFailedError, Outgoing, Sent
+from relayd.core.session import ConnectFailedError, Outgoing, Sent, all_delivered
 from relayd.delivery.client import OPEN_ERRORS, Client, token_answer
 from relayd.delivery.commands import Offers, Plan, plan
 from relayd.delivery.dialogue import MASK, printable
@@ -146,21 +147,35 @@ class SMTPSession:
     @property
     def usable(self) -> bool:
         """Another message can go through: alive, nothing unexplained pending, below messages_per_connection."""
-        return self._protocol.clean and self._protocol.is_connected and not 0 < self._limit <= self.sent
+        protocol = self._protocol
+        transport = protocol.transport
+        return (
+            transport is not None and protocol.clean and not transport.is_closing() and not 0 < self._limit <= self.sent
+        )
 
     async def send(self, mail: Outgoing) -> Sent:
         """Make the transaction. Never raises for what the upstream does; cancellation closes the session."""
         protocol = self._protocol
         protocol.dialogue.restart()
-        steps, verdict = plan(mail, self.offers), _Verdict([])
+        steps = plan(mail, self.offers)
+        if not steps.rcpts:
+            return self._unsent(mail, steps)
+        verdict = _Verdict(len(steps.rcpts))
         try:
-            if not steps.rcpts:
-                return self._unsent(mail, steps)
             self.sent += 1
-            envelope = self._pipelined(steps) if self.offers.pipelining else self._step_by_step(steps)
-            replies = await envelope
-            verdict = self._judge(replies, len(steps.rcpts))
-            await self._deliver(verdict, replies, mail.content)
+            replies = await (self._pipelined(steps) if self.offers.pipelining else self._step_by_step(steps))
+            self._judge(verdict, replies)
+            ready = len(replies) == len(steps.rcpts) + 2 and replies[-1][0] == 354 and not protocol.ended
+            if verdict.waiting and ready:
+                timeouts = self._timeouts
+                self._conclude(verdict, *await protocol.content(mail.content, timeouts.data, timeouts.dot))
+            elif verdict.waiting:
+                # behind 354, before we sent anything, the upstream ended the session or broke the protocol
+                verdict.rest(self._outcome(Stage.DATA, protocol.stray))
+            elif ready:
+                # RFC 2920 3.1: DATA was taken though nobody was; an empty message ends it
+                await protocol.exchange(b".\r\n", 1, self._timeouts.dot)
+                verdict.open = False
             result = self._result(mail, steps, verdict)
             if verdict.open and not protocol.ended:
                 await self._reset()
@@ -197,13 +212,13 @@ class SMTPSession:
 
     # the envelope: replies to MAIL, each RCPT, DATA, in this order; fewer where the rest was not sent or not answered
 
-    async def _pipelined(self, steps: Plan) -> list[RawReply]:
+    def _pipelined(self, steps: Plan) -> Coroutine[Any, Any, list[RawReply]]:
         commands = [steps.mail, *steps.rcpts, b"DATA\r\n"]
         timeout = self._timeouts.command
         octets = b"".join(commands)
         if len(octets) <= WINDOW:
-            return await self._protocol.exchange(octets, len(commands), timeout, ENVELOPE_TIMEOUTS * timeout)
-        return await self._protocol.exchange_many(commands, timeout, ENVELOPE_TIMEOUTS * timeout)
+            return self._protocol.exchange(octets, len(commands), timeout, ENVELOPE_TIMEOUTS * timeout)
+        return self._protocol.exchange_many(commands, timeout, ENVELOPE_TIMEOUTS * timeout)
 
     async def _step_by_step(self, steps: Plan) -> list[RawReply]:
         replies: list[RawReply] = []
@@ -218,48 +233,33 @@ class SMTPSession:
             replies += await self._protocol.exchange(b"DATA\r\n", 1, self._timeouts.command)
         return replies
 
-    async def _deliver(self, verdict: _Verdict, replies: list[RawReply], content: bytes) -> None:
-        """Send the content where somebody is left to send it to."""
-        ready = len(replies) == len(verdict.outcomes) + 2 and replies[-1][0] == 354 and not self._protocol.ended
-        if verdict.waiting and ready:
-            await self._content(verdict, content)
-        elif verdict.waiting:
-            # behind 354, before we sent anything, the upstream ended the session or broke the protocol
-            verdict.rest(self._outcome(Stage.DATA, self._protocol.stray))
-        elif ready:
-            # RFC 2920 3.1: DATA was taken though nobody was; an empty message ends it
-            await self._protocol.exchange(b".\r\n", 1, self._timeouts.dot)
-            verdict.open = False
-
-    def _judge(self, replies: list[RawReply], count: int) -> _Verdict:
+    def _judge(self, verdict: _Verdict, replies: list[RawReply]) -> None:
         """What MAIL, RCPTs and DATA mean for each recipient."""
-        verdict = _Verdict([None] * count)
-        if not replies or replies[0][0] >= 300:
-            return verdict.rest(self._outcome(Stage.MAIL, replies[0] if replies else None))
-        verdict.open = True
         outcomes = verdict.outcomes
+        count = len(outcomes)
+        if not replies or replies[0][0] >= 300:
+            verdict.rest(self._outcome(Stage.MAIL, replies[0] if replies else None))
+            return
+        verdict.open = True
         for place, raw in enumerate(replies[1 : count + 1]):
             if raw[0] >= 300:
                 outcomes[place] = outcome = self._outcome(Stage.RCPT, raw)
                 verdict.reached(Stage.RCPT, outcome.reply)
                 if raw[0] == 421 or raw[0] < 400:
-                    return verdict.rest(outcome)
+                    verdict.rest(outcome)
+                    return
         if len(replies) <= count:
-            return verdict.rest(self._outcome(Stage.RCPT, None))
-        if verdict.waiting and (len(replies) == count + 1 or replies[-1][0] != 354):
-            return verdict.rest(self._outcome(Stage.DATA, replies[-1] if len(replies) > count + 1 else None))
-        return verdict
+            verdict.rest(self._outcome(Stage.RCPT, None))
+        elif verdict.waiting and (len(replies) == count + 1 or replies[-1][0] != 354):
+            verdict.rest(self._outcome(Stage.DATA, replies[-1] if len(replies) > count + 1 else None))
 
-    async def _content(self, verdict: _Verdict, content: bytes) -> None:
-        timeouts = self._timeouts
-        whole, raw = await self._protocol.content(content, timeouts.data, timeouts.dot)
-        stage = Stage.DOT if whole else Stage.DATA
-        if raw is not None and stage is Stage.DOT and raw[0] < 300:
-            verdict.open = False
-            verdict.rest(outcome_of(stage, self._reply(raw)))
-            return
-        verdict.rest(self._outcome(stage, raw))
+    def _conclude(self, verdict: _Verdict, whole: bool, raw: RawReply | None) -> None:
+        """What the reply to the content means; `whole`: the final dot went out."""
         verdict.open = False
+        if whole and raw is not None and raw[0] < 300:
+            verdict.rest(outcome_of(Stage.DOT, self._reply(raw)))
+            return
+        verdict.rest(self._outcome(Stage.DOT if whole else Stage.DATA, raw))
         if not whole:
             # the upstream still waits for the rest of a message that it will not get
             self._protocol.abort()
@@ -279,19 +279,12 @@ class SMTPSession:
     # results
 
     def _result(self, mail: Outgoing, steps: Plan, verdict: _Verdict) -> Sent:
-        outcomes: list[Outcome]
-        judged = [outcome for outcome in verdict.outcomes if outcome is not None]
+        outcomes = tuple([outcome for outcome in verdict.outcomes if outcome is not None])
         if steps.refused:
-            outcomes = [
-                steps.refused[place] if place in steps.refused else judged[0] for place in range(len(mail.recipients))
-            ]
-            for place, outcome in zip(steps.places, judged, strict=True):
-                outcomes[place] = outcome
-        else:
-            outcomes = judged
-        failed = any(outcome.kind is not OutcomeKind.DELIVERED for outcome in outcomes)
-        transcript = self._protocol.dialogue.render(self._secrets) if failed else None
-        return Sent(tuple(outcomes), verdict.stage, verdict.reply, transcript, self.offers.dsn)
+            judged = dict(zip(steps.places, outcomes, strict=True)) | steps.refused
+            outcomes = tuple([judged[place] for place in range(len(mail.recipients))])
+        transcript = None if all_delivered(outcomes) else self._protocol.dialogue.render(self._secrets)
+        return Sent(outcomes, verdict.stage, verdict.reply, transcript, self.offers.dsn)
 
     def _unsent(self, mail: Outgoing, steps: Plan) -> Sent:
         outcomes = tuple(steps.refused[place] for place in range(len(mail.recipients)))
@@ -305,8 +298,8 @@ class _Verdict:
 
     __slots__ = ("open", "outcomes", "reply", "stage")
 
-    def __init__(self, outcomes: list[Outcome | None]) -> None:
-        self.outcomes = outcomes
+    def __init__(self, recipients: int) -> None:
+        self.outcomes: list[Outcome | None] = [None] * recipients
         self.stage = Stage.MAIL
         self.reply = ""
         self.open = False
