@@ -50,6 +50,8 @@ _WORD = {
     Kind.RELAYED: Notify.SUCCESS,
     Kind.DELIVERED: Notify.SUCCESS,
 }
+_UNASKED = frozenset({Kind.FAILED, Kind.DELAYED})
+"""What a sender is told that said nothing about it."""
 _DIGIT = {Kind.FAILED: "5", Kind.DELAYED: "4", Kind.RELAYED: "2", Kind.DELIVERED: "2"}
 
 
@@ -70,7 +72,7 @@ class Fate:
 def wanted(notify: frozenset[Notify], kind: Kind) -> bool:
     """Whether the sender wants this report about a recipient (RFC 3461 4.1). To the null sender none ever goes."""
     if not notify:
-        return kind in (Kind.FAILED, Kind.DELAYED)
+        return kind in _UNASKED
     return _WORD[kind] in notify
 
 

@@ -77,6 +77,8 @@ class LaneTable(RouteTable):
     ) -> None:
         super().__init__(routes, overflows)
         self._books = books
+        if self._only in books:
+            self._only = None  # which of its lanes depends on the sender
         # tables of equal routes decide alike, and accounts are part of the decision
         marks = tuple((name, book.marks) for name, book in sorted(books.items()))
         marks += tuple((name, "overflow", over) for name, over in sorted(self._overflows.items()))  # type: ignore[misc]

@@ -23,6 +23,7 @@ from relayd.core.session import ConnectFailedError, Outgoing, Sent, Session
 from relayd.core.units import Millis
 from relayd.delivery.budget import counted
 from relayd.delivery.crew import Carrier
+from relayd.delivery.lanes import Lane
 from relayd.delivery.line import Line, Plan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.settle import RELEASED, Facts, expire, move, overdue, settle_attempt, steer, suppress
@@ -43,6 +44,8 @@ from relayd.spool.store import (
 BEHIND = 16
 """Transactions of one message that may be sent while what became of earlier ones is not on disk yet: a recipient with a
 return path of its own would wait for a disk each time otherwise. A crash repeats no more than these."""
+
+_MAIL = Stage.MAIL
 
 _INTERNAL = Outcome(
     OutcomeKind.DEFERRED, Stage.LOCAL, Reply(451, "4.3.0", "Internal error; it is logged"), "system-error"
@@ -121,14 +124,21 @@ class Attempts:
             if line.gate.probing and not await line.standings.may_probe(line.lane.name):
                 line.lane.put_back(delivery)
                 return
-            delivery = await self._rerouted(line, delivery, started)
-            if not delivery.recipients:
-                return
+            # what is rarely true is asked without waiting, and only where it is a coroutine is made for it
+            if not self._belongs(line.lane, delivery):
+                delivery = await self._rerouted(line, delivery, started)
+                if not delivery.recipients:
+                    return
             if overdue(delivery, self.plan.policy, started):
-                delivery = await self._unexpired(line, delivery, started)
-            delivery = await self._unblocked(line, delivery, started)
+                delivery = await self._without(line, delivery, await self._expired(delivery, started))
+            if stopped := self._stopped(delivery, started):
+                delivery = await self._without(line, delivery, stopped)
             if delivery.recipients and not (line.senders and self._put_off(line, delivery, started)):
-                await self._carry(line, carrier, delivery, started)
+                step = self._step(line, delivery)
+                if len(delivery.recipients) <= step and line.lane.budget is None:
+                    await self._transact(line, carrier, delivery, step, None, started=started)
+                else:
+                    await self._in_parts(line, carrier, delivery, step, started)
         except (NoSuchMessageError, UnreadableError) as error:
             self._hold(line, delivery, error)
         except Exception:  # noqa: BLE001 - one message must not stop a lane, whatever it does to our code
@@ -144,8 +154,20 @@ class Attempts:
         What stays of a message that moves in part is read from disk again once the move is there: until then the
         other part would be, too.
         """
+        if self._belongs(line.lane, delivery):
+            return False
         left = await self._rerouted(line, delivery, self._clock(), alone=True)
         return left.recipients != delivery.recipients
+
+    def _belongs(self, lane: Lane, delivery: Delivery) -> bool:
+        """The routes, looked at again, still send all recipients through this lane. A probe is to tell about its
+        upstream, so it stays.
+        """
+        message, name, keep = delivery.message, lane.name, lane.gate.probing
+        for waiting in delivery.recipients:  # noqa: SIM110 - asked for each mail, nearly always of one recipient
+            if self._choose(message, waiting, keep=keep) != name:
+                return False
+        return True
 
     async def _rerouted(self, line: Line, delivery: Delivery, now: Millis, *, alone: bool = False) -> Delivery:
         """The recipients that the routes, looked at again, still send through this lane; others move on.
@@ -153,11 +175,7 @@ class Attempts:
         `alone`: nothing more is done with the message then.
         """
         message, lane = delivery.message, line.lane
-        # a probe is to tell about this upstream, so it stays
-        probe = lane.gate.probing
-        chosen = [self._choose(message, waiting, keep=probe) for waiting in delivery.recipients]
-        if all(name == lane.name for name in chosen):
-            return delivery
+        chosen = [self._choose(message, waiting, keep=lane.gate.probing) for waiting in delivery.recipients]
         # as they stand now: while this waited in memory, the walk after a reload may have moved them already
         found = await self._store.select(QueueFilter(ids=frozenset({message.id}), lane=lane.name), 1)
         standing = {waiting.n: waiting for here in found for waiting in here.recipients}
@@ -219,24 +237,23 @@ class Attempts:
         self._writer.write(line, settlement, last=True)
         line.lane.gate.abandoned()
 
-    async def _unexpired(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
+    async def _expired(self, delivery: Delivery, now: Millis) -> list[Change]:
         """The lifetime has ended: only those recipients go on that were released since, once."""
         message = delivery.message
         spared = await self._store.released([message.id], now - RELEASED)
         ended = [w for w in delivery.recipients if (message.id, w.n) not in spared]
-        return await self._without(line, delivery, [expire(message, w, self.plan.policy, now) for w in ended])
+        return [expire(message, w, self.plan.policy, now) for w in ended]
 
-    async def _unblocked(self, line: Line, delivery: Delivery, now: Millis) -> Delivery:
-        """The recipients that may be mailed; the others are suppressed. Asked again before every attempt."""
-        message, blocked, policy = delivery.message, self._blocked, self.plan.policy
+    def _stopped(self, delivery: Delivery, now: Millis) -> list[Change]:
+        """The recipients that may not be mailed: they are suppressed. Asked again before every attempt."""
+        message, blocked = delivery.message, self._blocked
         if message.origin.inbound:
-            return delivery
-        stopped = [
-            suppress(message, waiting, block, policy, now)
+            return []
+        return [
+            suppress(message, waiting, block, self.plan.policy, now)
             for waiting in delivery.recipients
             if (block := blocked(message, waiting.recipient.address)) is not None
         ]
-        return await self._without(line, delivery, stopped)
 
     async def _without(self, line: Line, delivery: Delivery, ended: Sequence[Change]) -> Delivery:
         """Write down what some recipients end with; what is left of the delivery."""
@@ -251,12 +268,14 @@ class Attempts:
             line.lane.gate.abandoned()
         return replace(delivery, recipients=stay)
 
-    async def _carry(self, line: Line, carrier: Carrier, delivery: Delivery, started: Millis) -> None:
-        """Send to all recipients, in several transactions where the upstream or a budget wants that."""
-        step = line.plan.recipients if line.plan.return_path is None or not delivery.message.envelope.sender else 1
-        if len(delivery.recipients) <= step and line.lane.budget is None:
-            await self._transact(line, carrier, delivery, step, None, started=started)
-            return
+    @staticmethod
+    def _step(line: Line, delivery: Delivery) -> int:
+        """So many recipients in one transaction: as the upstream takes, or one where each has its own return path."""
+        plan = line.plan
+        return plan.recipients if plan.return_path is None or not delivery.message.envelope.sender else 1
+
+    async def _in_parts(self, line: Line, carrier: Carrier, delivery: Delivery, step: int, started: Millis) -> None:
+        """Send to all recipients in several transactions, since the upstream or a budget wants that."""
         behind = Behind(partial(line.end, delivery.message.id))
         try:
             await self._transact(line, carrier, delivery, step, behind, started=started)
@@ -289,21 +308,24 @@ class Attempts:
                     self._wait_for_budget(line, message, behind, started)
                     return
             try:
-                sent = await self._send(line, session, message, part, signed, from_domain=domain, started=started)
+                outgoing = self._outgoing(line, message, part, signed, from_domain=domain, started=started)
+                sent = await session.send(outgoing)
             except asyncio.CancelledError:
                 await self._cut_off(line, delivery, part, session, behind, started=started)
                 raise
             if budget is not None:
                 budget.sent(message.id, counted(sent))
-            if reused and not session.usable and sent.stage is Stage.MAIL and _nothing_tried(sent):
+            if sent.stage is _MAIL and reused and not session.usable and _nothing_tried(sent):
                 # the upstream had given up an idle connection: that is no attempt, a fresh one gets the mail
                 reused = False
                 continue
             reused = True
             rest = rest[len(part) :]
-            trouble = trouble_in(sent)
+            if sent.dsn and outgoing.envelope.sender != message.envelope.sender:
+                # the upstream's report of success goes to another address: the sender's is still ours to make
+                sent = replace(sent, dsn=False)
             self._settle(line, delivery, part, sent, behind, started=started, session=session, last=not rest)
-            if rest and trouble is not None:
+            if rest and (trouble := trouble_in(sent)) is not None:
                 more = replace(sent, outcomes=(trouble,) * len(rest))
                 self._settle(line, delivery, rest, more, behind, started=started, session=session, last=True)
                 return
@@ -331,28 +353,16 @@ class Attempts:
         return await self.plan.signing.signed(content, domain) if line.plan.sign else content, domain
 
     @staticmethod
-    async def _send(
-        line: Line,
-        session: Session,
-        message: Message,
-        part: tuple[Waiting, ...],
-        signed: bytes,
-        *,
-        from_domain: str,
-        started: Millis,
-    ) -> Sent:
-        """One transaction."""
+    def _outgoing(
+        line: Line, message: Message, part: tuple[Waiting, ...], signed: bytes, *, from_domain: str, started: Millis
+    ) -> Outgoing:
+        """One transaction, under the name that goes out by this line."""
         envelope, outward, verp = message.envelope, line.plan.outward, line.plan.return_path
         if outward is not None:
             envelope = replace(envelope, sender=outward.sender(message))
         if verp is not None and message.envelope.sender:
             envelope = replace(envelope, sender=verp(message.id, part[0].n, started, from_domain))
-        recipients = tuple([waiting.recipient for waiting in part])
-        sent = await session.send(Outgoing(format_id(message.id), envelope, recipients, signed))
-        if sent.dsn and envelope.sender != message.envelope.sender:
-            # the upstream's report of success goes to another address: the sender's is still ours to make
-            sent = replace(sent, dsn=False)
-        return sent
+        return Outgoing(format_id(message.id), envelope, tuple([waiting.recipient for waiting in part]), signed)
 
     def _settle(
         self,

@@ -59,7 +59,10 @@ class Crew:
         self._pace = pace
         self._going: set[asyncio.Task[None]] = set()
         """Carriers that leave because there are too many for the pace."""
-        self._idle: list[asyncio.Future[bool]] = []
+        self._idle: dict[asyncio.Future[bool], float] = {}
+        """Carriers without mail, and when each leaves (loop time)."""
+        self._sweep: asyncio.TimerHandle | None = None
+        """Sends off who has been idle for long: one timer for all, set anew only when it rings."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -99,7 +102,7 @@ class Crew:
             return
         # the last one to fall idle first: its connection is the warmest, and the others can leave
         while self._idle:
-            idle = self._idle.pop()
+            idle, _ = self._idle.popitem()
             if not idle.done():
                 idle.set_result(True)
                 return
@@ -130,10 +133,9 @@ class Crew:
         self._wake_all()
 
     def _wake_all(self) -> None:
-        idle, self._idle = self._idle, []
+        idle, self._idle = self._idle, {}
         for waiter in idle:
-            if not waiter.done():
-                waiter.set_result(True)
+            _let(waiter, go_on=True)
 
     def resume(self) -> None:
         """Go on although `stop` was called: it is not waited for any more."""
@@ -145,9 +147,11 @@ class Crew:
         self._stopping = True
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
         for waiter in self._idle:
-            if not waiter.done():
-                waiter.set_result(False)
+            _let(waiter, go_on=False)
         if self._tasks:
             left = max(deadline - asyncio.get_running_loop().time(), 0)
             _, pending = await asyncio.wait(self._tasks, timeout=left)
@@ -237,16 +241,30 @@ class Crew:
         """Idle until there is mail; False when it is time to leave."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        self._idle.append(waiter)
-        timer = loop.call_later(seconds, _leave, waiter)
+        self._idle[waiter] = leaves = loop.time() + seconds
+        if self._sweep is None or leaves < self._sweep.when():
+            self._sweep_at(leaves)
         try:
             return await waiter
         finally:
-            timer.cancel()
-            if waiter in self._idle:
-                self._idle.remove(waiter)
+            self._idle.pop(waiter, None)
+
+    def _sweep_at(self, when: float) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep = asyncio.get_running_loop().call_at(when, self._send_off)
+
+    def _send_off(self) -> None:
+        """Whoever has been idle for so long leaves."""
+        self._sweep, now = None, asyncio.get_running_loop().time()
+        for waiter, leaves in list(self._idle.items()):
+            if leaves <= now + 0.001:
+                del self._idle[waiter]
+                _let(waiter, go_on=False)
+        if self._idle:
+            self._sweep_at(min(self._idle.values()))
 
 
-def _leave(waiter: asyncio.Future[bool]) -> None:
+def _let(waiter: asyncio.Future[bool], *, go_on: bool) -> None:
     if not waiter.done():
-        waiter.set_result(False)
+        waiter.set_result(go_on)

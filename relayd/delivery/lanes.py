@@ -109,17 +109,13 @@ class Lane:
 
     def push(self, delivery: Delivery) -> None:
         """Fresh mail, kept on disk already. Where the window is full it waits there."""
-        message = delivery.message
-        if message.id in self._held:
-            self.due_at(self._clock(), urgency=message.priority)
-            return
-        content = delivery.content
-        if content is None or len(self._held) >= self.window or not self._memory.room(len(content) * 2):
+        message, content, held = delivery.message, delivery.content, self._held
+        if content is None or message.id in held or len(held) >= self.window or not self._memory.room(len(content) * 2):
             self.due_at(self._clock(), urgency=message.priority)
             return
         # our share of the budget is what reception leaves: content beyond half of it is read back from disk
         self._memory.take(len(content))
-        self._held[message.id] = delivery
+        held[message.id] = delivery
         self.turns.of(message.priority).fresh.append(delivery)
         self._ready(self)
 
@@ -145,26 +141,30 @@ class Lane:
         """The next delivery, the urgent ones first; None when there is none, or the upstream is paused or asked for too
         much already.
         """
-        turns = self.turns
-        if self.blocked or turns.next() is None or not self.gate.may_take(self._clock()):
+        turns, gate = self.turns, self.gate
+        turn = turns.next()
+        if turn is None or self.blocked or not gate.may_take(self._clock()):
             return None
         budget = self.budget
         if budget is not None and not budget.reserve(turns.urgency):
             return None
-        if self.gate.suspects:
-            self._put_in_front(self.gate.suspects)
-        while (turn := turns.next()) is not None:
+        if gate.suspects:
+            self._put_in_front(gate.suspects)
+            turn = turns.next()
+        while turn is not None:
             delivery = turn.pop()
+            number = delivery.message.id
             if delivery.content is None and len(turn.stored) <= self._stored_most // 4:
                 self._wake.set()
-            if self._held.get(delivery.message.id) is delivery:
+            if self._held.get(number) is delivery:
                 turns.took(turn)
-                self._flying.add(delivery.message.id)
-                self.gate.taken()
+                self._flying.add(number)
+                gate.taken()
                 if budget is not None:
-                    budget.assign(delivery.message.id)
+                    budget.assign(number)
                 return delivery
             self._let_go(delivery)  # claimed meanwhile
+            turn = turns.next()
         if budget is not None:
             budget.cancel()
         return None
@@ -181,7 +181,8 @@ class Lane:
         self._flying.discard(message)
         if self.budget is not None:
             self.budget.done(message)
-        self._landed()
+        if self._landing is not None:
+            self._landed()
         delivery = self._held.get(message)
         if delivery is None:
             return

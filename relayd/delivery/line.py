@@ -16,7 +16,7 @@ from relayd.core.ids import MessageId
 from relayd.core.lifecycle import OnUncertain, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message
 from relayd.core.permits import Share
-from relayd.core.session import Connector, Sent
+from relayd.core.session import Connector, Sent, all_delivered
 from relayd.core.throttle import ThrottleRule
 from relayd.core.units import Millis
 from relayd.delivery.crew import Crew
@@ -95,6 +95,7 @@ class Ruling:
     """Recipients that go by another upstream."""
 
 
+_TROUBLE, _DOT = OutcomeKind.TROUBLE, Stage.DOT
 _BEHIND_MAIL = frozenset({Stage.RCPT, Stage.DATA, Stage.DOT})
 
 
@@ -107,7 +108,7 @@ MOST_PUT_OFF = 1000
 def trouble_in(sent: Sent) -> Outcome | None:
     """The upstream's own trouble, if any recipient met with it."""
     for outcome in sent.outcomes:
-        if outcome.kind is OutcomeKind.TROUBLE:
+        if outcome.kind is _TROUBLE:
             return outcome
     return None
 
@@ -160,11 +161,13 @@ class Line:
         `began`: when the transaction did. `ruling`: what rules say about it.
         """
         gate = self.lane.gate
-        trouble = trouble_in(sent)
         self._set_pace(sent, now, began, ruling)
-        if trouble is not None:
+        if all_delivered(sent.outcomes):
+            self.throughput.count(now, len(sent.outcomes))
+        elif (trouble := trouble_in(sent)) is not None:
             return self._trouble(trouble, sender, now, 0 if ruling is None else ruling.pause)
-        self.throughput.count(now, sum(outcome.kind in _THROUGH for outcome in sent.outcomes))
+        else:
+            self.throughput.count(now, sum(outcome.kind in _THROUGH for outcome in sent.outcomes))
         if gate.paused or self.senders:
             if all(outcome.stage is Stage.LOCAL for outcome in sent.outcomes):
                 gate.abandoned()
@@ -184,7 +187,7 @@ class Line:
             pace.slower(began, now, ruling.slow)
         elif too_fast(sent.outcomes):
             pace.slower(began, now)
-        elif pace.allowed < pace.most and sent.stage is Stage.DOT and pace.success(now) and self.lane.has_mail:
+        elif pace.allowed < pace.most and sent.stage is _DOT and pace.success(now) and self.lane.has_mail:
             self.crew.ready()
 
     def _trouble(self, trouble: Outcome, sender: str, now: Millis, least: Millis) -> Millis:

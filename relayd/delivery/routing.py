@@ -128,6 +128,9 @@ class RouteTable:
         self._shared = frozenset(
             name for _, targets, _ in self._rules if targets.sole is None for name in targets.names
         ) | frozenset(self._overflows)
+        sole = self._rules[0][1].sole if self._rules and not self._rules[0][0] else None
+        self._only = None if sole in self._overflows else sole
+        """The one upstream that carries everything: the usual case costs nothing."""
         self.labels = frozenset(
             name.lower() for route in routes if route.match is not None for name in route.match.header or ()
         )
@@ -153,12 +156,14 @@ class RouteTable:
         """
         if message.origin.inbound:
             return INBOUND
+        if self._only is not None:
+            return self._only
         targets = self._targets(message, recipient)
         if targets is None:
             return None
         sole = targets.sole
         if sole is not None and sole not in self._overflows:
-            return self._lane(sole, message)  # the usual case costs nothing
+            return self._lane(sole, message)
         options = self.options(targets, message)
         if keep and any(option.lane == current for option in options):
             return current

@@ -12,13 +12,14 @@ from relayd.core.blocking import Block, suppression
 from relayd.core.dsn import Kind, wanted
 from relayd.core.event import Event, EventKind
 from relayd.core.ids import format_id
-from relayd.core.lifecycle import SUPPRESS, Act, OnUncertain, Outcome, OutcomeKind, State, act, step
+from relayd.core.lifecycle import FINAL, SUPPRESS, Act, OnUncertain, Outcome, OutcomeKind, State, act, step
 from relayd.core.mail import Message
 from relayd.core.quick import quick
 from relayd.core.retry import Schedule, next_due
 from relayd.core.units import Millis, format_duration
 from relayd.spool.store import Attempt, Change, Delivery, Notice, Settlement, Waiting
 
+_TROUBLE = OutcomeKind.TROUBLE
 _SECOND = 1000
 _LATE = 60_000
 """How late the last attempt may be."""
@@ -58,11 +59,11 @@ class Facts:
 
 def settle_attempt(facts: Facts, policy: Policy, now: Millis, jitter: float) -> Settlement:
     """What the lifecycle table makes of an attempt. `jitter` is random, 0 to 1."""
-    changes = tuple(
+    changes = [
         _change(facts, waiting, outcome, policy, now, jitter=jitter)
         for waiting, outcome in zip(facts.recipients, facts.outcomes, strict=True)
-    )
-    return Settlement(facts.message.id, changes, facts.attempt)
+    ]
+    return Settlement(facts.message.id, tuple(changes), facts.attempt)
 
 
 def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, now: Millis, *, jitter: float) -> Change:
@@ -72,7 +73,7 @@ def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, no
     due: Millis | None = None
     if nxt.retry:
         expires = message.accepted_at + policy.lifetime
-        if outcome.kind is OutcomeKind.TROUBLE:
+        if outcome.kind is _TROUBLE:
             due = facts.resume
         else:
             due = next_due(policy.schedule, attempts, now, expires, jitter)
@@ -80,14 +81,15 @@ def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, no
                 due = min(max(due, now + outcome.retry_after), expires)
         if due is None or now >= expires:
             return expire(message, waiting, policy, now, reply=str(outcome.reply), attempts=attempts)
-    delayed = not nxt.state.final and delay_due(message, waiting, policy, now)
-    if nxt.state.final:
+    final = nxt.state in FINAL
+    delayed = not final and delay_due(message, waiting, policy, now)
+    if final:
         notice = _final_notice(message, waiting, nxt.state, policy, dsn=facts.dsn)
     else:
         notice = _delay_notice(message, waiting, policy) if delayed else None
     detail: dict[str, str | int | float | bool | None] = {
         "upstream": facts.attempt.upstream,
-        "stage": outcome.stage.value,
+        "stage": str(outcome.stage),
         "reply": str(outcome.reply),
         "class": outcome.cls,
         "attempt": attempts,
@@ -99,7 +101,7 @@ def _change(facts: Facts, waiting: Waiting, outcome: Outcome, policy: Policy, no
         detail["tls"] = facts.attempt.tls
     if due is not None:
         detail["due"] = due
-    if outcome.kind is OutcomeKind.TROUBLE:
+    if outcome.kind is _TROUBLE:
         detail["upstream_trouble"] = True
     after = Waiting(
         waiting.n,
@@ -144,10 +146,12 @@ def _final_notice(
     message: Message, waiting: Waiting, state: State, policy: Policy, *, dsn: bool = False
 ) -> Notice | None:
     """The report owed about a final state. With `dsn` the upstream reports success itself."""
-    if state not in _REPORT or not _may_report(message, policy) or (state is State.DELIVERED and dsn):
+    if state not in _REPORT:
         return None
     kind, notice = _REPORT[state]
-    return notice if wanted(waiting.recipient.notify, kind) else None
+    if not wanted(waiting.recipient.notify, kind) or not _may_report(message, policy):
+        return None
+    return None if dsn and state is State.DELIVERED else notice
 
 
 def _delay_notice(message: Message, waiting: Waiting, policy: Policy) -> Notice | None:
@@ -174,6 +178,8 @@ def delay(message: Message, waiting: Waiting, policy: Policy, now: Millis) -> Ch
 def overdue(delivery: Delivery, policy: Policy, now: Millis) -> bool:
     """Has the lifetime ended? The attempt that was put off to its very end (core/retry.py) is still made."""
     end = delivery.message.accepted_at + policy.lifetime
+    if now < end:
+        return False
     last = all(waiting.due == end for waiting in delivery.recipients)
     return now >= end + (_LATE if last else 0)
 

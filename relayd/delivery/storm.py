@@ -6,13 +6,14 @@ Pure: told of refusals and deliveries, it says which to hold back. suspense.py k
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from relayd.core.classes import ReplyClass
 from relayd.core.lifecycle import Outcome, OutcomeKind, Stage
 from relayd.core.phrases import plain
+from relayd.core.session import all_delivered
 from relayd.core.units import Millis
 
 GRACE: Millis = 2_000
@@ -97,9 +98,11 @@ class StormGuard:
         self._personal: set[str] = set()
         """Those of them that speak of their recipients."""
 
-    def concerns(self, outcomes: Iterable[Outcome]) -> bool:
+    def concerns(self, outcomes: Sequence[Outcome]) -> bool:
         """Do these outcomes tell the guard anything? As a rule they do not."""
-        return bool(self._personal) or any(outcome.kind is OutcomeKind.REJECTED for outcome in outcomes)
+        if self._personal:
+            return True
+        return not all_delivered(outcomes) and any(outcome.kind is OutcomeKind.REJECTED for outcome in outcomes)
 
     def refused(self, key: str, recipient: str, now: Millis, *, personal: bool) -> Verdict:
         """A recipient was refused. `personal`: the reply speaks of the recipient."""

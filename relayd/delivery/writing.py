@@ -17,7 +17,7 @@ import structlog
 from relayd.core.ids import MessageId, format_id
 from relayd.core.lifecycle import Outcome, OutcomeKind
 from relayd.core.mail import Message
-from relayd.core.session import Sent, Session
+from relayd.core.session import Sent, Session, all_delivered
 from relayd.core.throttle import ThrottleAction, ThrottleRule, ruled
 from relayd.core.units import Millis
 from relayd.delivery.line import MOST_PUT_OFF, Line, Ruling
@@ -58,7 +58,7 @@ Wake = Callable[[str, Millis, MessageId | None], None]
 
 def by_rules(rules: Sequence[ThrottleRule], part: Sequence[Waiting], sent: Sent) -> tuple[Sent, Ruling | None]:
     """What rules make of a transaction; None where none fits, as a rule."""
-    if all(outcome.kind is OutcomeKind.DELIVERED for outcome in sent.outcomes):
+    if all_delivered(sent.outcomes):
         return sent, None
     outcomes, pause, slow, elsewhere, fitting = [], 0, 0, set(), False
     for waiting, found in zip(part, sent.outcomes, strict=True):
