@@ -247,13 +247,12 @@ class Attempts:
     def _stopped(self, delivery: Delivery, now: Millis) -> list[Change]:
         """The recipients that may not be mailed: they are suppressed. Asked again before every attempt."""
         message, blocked = delivery.message, self._blocked
-        if message.origin.inbound:
-            return []
-        return [
-            suppress(message, waiting, block, self.plan.policy, now)
-            for waiting in delivery.recipients
-            if (block := blocked(message, waiting.recipient.address)) is not None
-        ]
+        stopped: list[Change] = []
+        if not message.origin.inbound:
+            for waiting in delivery.recipients:
+                if (block := blocked(message, waiting.recipient.address)) is not None:
+                    stopped.append(suppress(message, waiting, block, self.plan.policy, now))
+        return stopped
 
     async def _without(self, line: Line, delivery: Delivery, ended: Sequence[Change]) -> Delivery:
         """Write down what some recipients end with; what is left of the delivery."""

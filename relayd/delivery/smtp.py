@@ -317,7 +317,10 @@ class _Verdict:
 
     def rest(self, outcome: Outcome) -> _Verdict:
         """The same for all that have no outcome yet."""
-        self.outcomes = [known or outcome for known in self.outcomes]
+        outcomes = self.outcomes
+        for place, known in enumerate(outcomes):
+            if known is None:
+                outcomes[place] = outcome
         self.reached(outcome.stage, outcome.reply)
         return self
 

@@ -104,6 +104,26 @@ async def test_a_backlog_is_carried_by_all_connections(world: World) -> None:
     await world.settled(*mails)
 
 
+async def test_idle_connections_are_closed_each_in_its_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "IDLE", 0.1)
+    await world.open(world.plan("acme"))
+    acme = world.upstream("acme")
+    hold = Hold(acme)
+    mails = [await world.accept(f"r{n}@example.org") for n in range(4)]
+    await until(lambda: hold.waiting == 4)
+    hold.open.set()
+    await world.settled(*mails)
+    for n in range(5):  # one after the other: the connection that is used goes on, the others leave meanwhile
+        await asyncio.sleep(0.03)
+        await world.settled(await world.accept(f"s{n}@example.org"))
+    assert acme.most_open == 4
+    await until(lambda: acme.open_now == 0)
+    await until(lambda: world.dispatcher._lines["acme"].crew.size == 0)
+    acme.most_open = 0
+    await world.settled(await world.accept("late@example.org"))
+    assert acme.most_open == 1
+
+
 # -- reload while mail is in hand
 
 

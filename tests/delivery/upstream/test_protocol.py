@@ -128,6 +128,23 @@ async def test_replies_that_drip_in_do_not_put_off_the_end_for_ever() -> None:
     protocol.connection_lost(None)
 
 
+async def test_each_reply_of_a_group_has_its_own_time_but_pieces_of_one_have_not() -> None:
+    loop = asyncio.get_running_loop()
+    protocol = ReplyProtocol(loop, greeting=False)
+    protocol.connection_made(Wire())
+    waiting = asyncio.ensure_future(protocol.exchange(b"X\r\n" * 4, 4, timeout=3600))
+    deadlines = []
+    for packet in (b"250", b" one\r", b"\n250 tw", b"o\r\n250 three\r\n2", b"50-fo\r\n"):
+        while loop.time() + 3600 <= protocol._deadline:  # noqa: ASYNC110 - until the clock has moved on
+            await asyncio.sleep(0.001)
+        protocol.data_received(packet)
+        deadlines.append(protocol._deadline)
+    assert deadlines[0] == deadlines[1] < deadlines[2] < deadlines[3] == deadlines[4]
+    protocol.data_received(b"250 ur\r\n")
+    assert await waiting == [(250, b"one"), (250, b"two"), (250, b"three"), (250, b"fo\nur")]
+    protocol.connection_lost(None)
+
+
 class Fragile(Wire):
     """As asyncio's TLS transport is in Python 3.11.2: closed twice, it breaks when it is aborted after that."""
 
