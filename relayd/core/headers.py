@@ -6,7 +6,7 @@ Never re-serialises: what is not cut out stays as it came. Takes any input whate
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -252,32 +252,38 @@ def assembly(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()
 
 def received(origin: Origin, *, hostname: str, id_text: str, at: Millis, recipient: str | None = None) -> bytes:
     """Our trace field (RFC 5321 4.4), folded. `recipient` only where there is one alone: others stay blind."""
-    host, peer = origin.helo[:_HOST_LIMIT] or "unknown", origin.peer[:_HOST_LIMIT] or "unknown"
-    given = (host, peer, hostname, origin.listener, origin.protocol, origin.tls or "", id_text)
-    if _NOT_HOST.search("".join(given)):
-        given = tuple(_NOT_HOST.sub("?", word) for word in given)  # type: ignore[assignment]
-    host, peer, hostname, listener, protocol, tls, id_text = given
-    parts = [
-        f"from {host} ([IPv6:{peer}])" if ":" in peer else f"from {host} ([{peer}])",
-        f"by {hostname} (relayd {listener})",
-        f"with {protocol} ({tls}) id {id_text}" if tls else f"with {protocol} id {id_text}",
-    ]
-    if recipient and not _NOT_ADDRESS.search(recipient) and (recipient.isascii() or protocol.startswith("UTF8")):
+    begun, line, by = _trace_of(
+        (origin.helo[:_HOST_LIMIT], origin.peer[:_HOST_LIMIT], hostname, origin.listener, origin.protocol, origin.tls)
+    )
+    parts = [f"{by} id {id_text if id_text.isalnum() else _NOT_HOST.sub('?', id_text)}"]
+    if recipient and not _NOT_ADDRESS.search(recipient) and (recipient.isascii() or origin.protocol.startswith("UTF8")):
         parts.append(f"for <{recipient}>")
     parts[-1] += ";"
     parts.append(format_date(at))
-    return _fold("Received:", parts)
+    return f"{begun}{_fold(line, parts)}\r\n".encode()
 
 
-def _fold(name: str, parts: list[str]) -> bytes:
-    """One field of the parts, a new line wherever the next part would pass FOLD_AT columns."""
-    lines = [name]
+@lru_cache(maxsize=256)
+def _trace_of(given: tuple[str | None, ...]) -> tuple[str, str, str]:
+    """What stays the same in the trace fields of a client: whole lines, the line that goes on, and the protocol."""
+    host, peer, hostname, listener, protocol, tls = (_NOT_HOST.sub("?", word or "") for word in given)
+    host, peer = host or "unknown", peer or "unknown"
+    by = f"with {protocol} ({tls})" if tls else f"with {protocol}"
+    whom = f"from {host} ([IPv6:{peer}])" if ":" in peer else f"from {host} ([{peer}])"
+    lines, line_end, last = _fold("Received:", (whom, f"by {hostname} (relayd {listener})")).rpartition("\r\n")
+    return lines + line_end, last, by
+
+
+def _fold(line: str, parts: Iterable[str]) -> str:
+    """The parts behind what the line has already, a new line wherever the next would pass FOLD_AT columns."""
+    folded = ""
     for part in parts:
-        if len(lines[-1]) + 1 + len(part) <= FOLD_AT:
-            lines[-1] += f" {part}"
+        if len(line) + 1 + len(part) <= FOLD_AT:
+            line = f"{line} {part}"
         else:
-            lines.append(f"\t{part}")
-    return ("\r\n".join(lines) + "\r\n").encode()
+            folded += f"{line}\r\n"
+            line = f"\t{part}"
+    return folded + line
 
 
 def format_date(at: Millis) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from relayd.core.units import Millis
 
@@ -18,7 +19,6 @@ EPOCH: Millis = 1_704_067_200_000
 
 MAX_SLOT = 1023
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u to misread
-_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 _VALUE = {letter: value for value, letter in enumerate(_ALPHABET)}
 _TEXT = re.compile(r"[0-9a-hjkmnp-tv-z]{13}")
@@ -60,9 +60,10 @@ def slot_of(message: MessageId) -> int:
     return (message >> 12) & MAX_SLOT
 
 
+@lru_cache(maxsize=512)
 def format_id(message: MessageId) -> str:
     """The 13 letters that logs, commands and Received headers show."""
-    # by pairs of letters: this is done for each mail, several times
+    # each mail asks for it several times, within a moment
     return (
         f"{_ALPHABET[message >> 60 & 31]}{_PAIRS[message >> 50 & 1023]}{_PAIRS[message >> 40 & 1023]}"
         f"{_PAIRS[message >> 30 & 1023]}{_PAIRS[message >> 20 & 1023]}{_PAIRS[message >> 10 & 1023]}"

@@ -106,8 +106,8 @@ class MailLog:
             "n": event.n,
             "recipient": event.recipient,
             "sender": event.sender,
+            **event.detail,
         }
-        line |= event.detail
         try:
             raw = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:

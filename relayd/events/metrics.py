@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import prometheus_client
@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from relayd.core.event import Event, EventKind
 from relayd.core.units import Millis
 from relayd.events.shared import share
-from relayd.events.tally import Tallies, Tally
+from relayd.events.tally import Spread, Tallies, Tally
 from relayd.spool.store import LaneDepth
 from relayd.version import installed
 
@@ -68,6 +68,11 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
+    def _spread(self, histogram: Histogram) -> Spread:
+        spread = Spread(histogram, self._tallies)
+        self._tallies.all.append(spread)
+        return spread
+
     def _event_table(self) -> dict[EventKind, tuple[Tally, tuple[str, ...]]]:
         """Event → its tally and the details that label it."""
 
@@ -116,6 +121,7 @@ class Metrics:
             self._tally("relayd_reports_total", "Reports to senders.", "kind"),
             suspended=self._gauge("relayd_upstream_suspended", "1 while suspended.", "upstream", mode="livemax"),
             events=self._tally("relayd_upstream_events_total", "What happened to upstreams.", "upstream", "event"),
+            spread=self._spread,
         )
 
     def _inbound_metrics(self) -> InboundMetrics:
@@ -131,8 +137,9 @@ class Metrics:
 
     def _spool_metrics(self) -> None:
         gauge = self._gauge
-        self._commit = self._histogram("relayd_commit_seconds", "Time of one commit to the spool.", _SECONDS)
-        self._batch = self._histogram("relayd_commit_batch", "Changes that shared one commit.", _BATCH)
+        commit = self._histogram("relayd_commit_seconds", "Time of one commit to the spool.", _SECONDS)
+        self._commit = self._spread(commit)
+        self._batch = self._spread(self._histogram("relayd_commit_batch", "Changes that shared one commit.", _BATCH))
         self._depth = gauge("relayd_queue_depth", "Recipients waiting.", "upstream")
         age = "Age of the oldest waiting recipient."
         self._oldest = gauge("relayd_queue_oldest_seconds", age, "upstream", mode="livemax")
@@ -409,13 +416,15 @@ class DeliveryMetrics:
         *,
         suspended: Gauge,
         events: Tally,
+        spread: Callable[[Histogram], Spread],
     ) -> None:
         self._attempt = attempt
+        self._spread = spread
         self._connections = connections
         self._paused = paused
         self._failed = failed
         self._reports = reports
-        self._attempts: dict[str, Histogram] = {}
+        self._attempts: dict[str, Spread] = {}
         self._in_trouble: set[str] = set()
         self._suspended = suspended
         self._events = events
@@ -425,7 +434,7 @@ class DeliveryMetrics:
         """One transaction took that long."""
         child = self._attempts.get(upstream)
         if child is None:
-            child = self._attempts[upstream] = self._attempt.labels(upstream_of(upstream))
+            child = self._attempts[upstream] = self._spread(self._attempt.labels(upstream_of(upstream)))
         child.observe(seconds)
 
     def connections(self, upstream: str, change: int) -> None:

@@ -158,7 +158,7 @@ def attempt_row(message: MessageId, attempt: Attempt) -> Row:
         attempt.upstream,
         attempt.endpoint,
         attempt.tls,
-        attempt.stage.value,
+        str(attempt.stage),
         _text(attempt.reply),
         _text(attempt.transcript),
         orjson.dumps(attempt.recipients).decode(),
@@ -174,7 +174,7 @@ def attempt_of(row: Row) -> Attempt:
 def event_row(event: Event) -> Row:
     """The row of `event`; address and sender stand in other tables."""
     detail = _json(event.detail) if event.detail else None
-    return (event.message, event.n, event.at, event.kind.value, detail)
+    return (event.message, event.n, event.at, str(event.kind), detail)
 
 
 def event_of(row: Row, recipient: str, sender: str, accepted: dict[str, Any]) -> Event:

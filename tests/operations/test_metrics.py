@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from relayd.core.event import Event, EventKind
 from relayd.delivery.observer import DeliveryObserver
 from relayd.events.metrics import Metrics
-from relayd.events.tally import MOST_LABELS
+from relayd.events.tally import MOST_LABELS, Spread, Tallies
 from relayd.intake.observer import AuthFailure, IntakeObserver, Refusal
 from relayd.listener.observer import ListenerObserver, ListenerRefusal
 from relayd.spool.store import LaneDepth
@@ -114,6 +117,24 @@ def test_histograms_of_attempts_and_commits(metrics: Metrics) -> None:
     assert value(metrics, "relayd_commit_seconds_count") == 1
     assert value(metrics, "relayd_commit_batch_bucket", le="10.0") == 0
     assert value(metrics, "relayd_commit_batch_bucket", le="20.0") == 1
+
+
+@given(st.lists(st.floats(0, 1000) | st.sampled_from([0.5, 1.0, 2.5])))
+def test_what_waits_is_spread_over_buckets_as_the_library_does_it(amounts: list[float]) -> None:
+    ours = CollectorRegistry()
+    theirs = CollectorRegistry()
+    buckets = (0.5, 1.0, 2.5, 100.0)
+    spread = Spread(Histogram("seconds", "Text.", registry=ours, buckets=buckets), Tallies())
+    histogram = Histogram("seconds", "Text.", registry=theirs, buckets=buckets)
+    for amount in amounts:
+        spread.observe(amount)
+        histogram.observe(amount)
+    spread.flush()
+    found, expected = (text_string_to_metric_families(generate_latest(each).decode()) for each in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        assert [(s.name, s.labels, pytest.approx(s.value)) for s in one.samples] == [
+            (s.name, s.labels, s.value) for s in other.samples
+        ]
 
 
 def test_label_combinations_are_bounded(metrics: Metrics) -> None:
