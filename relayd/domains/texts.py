@@ -6,8 +6,6 @@ import re
 
 from relayd.domains.records import Cause, Finding, Purpose, Verdict
 
-LANGUAGES = ("en", "ja")
-
 PURPOSES = {
     Purpose.DKIM: ("DKIM key: receivers check our signatures with it", "DKIM公開鍵(署名の検証に使われます)"),
     Purpose.DKIM_DELEGATION: (

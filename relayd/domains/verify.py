@@ -6,7 +6,7 @@ What the findings mean for the domain is lifecycle.py's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from relayd.domains import dmarc, spf
@@ -117,8 +117,3 @@ def _values(answer: Answer) -> Sequence[str] | None:
     if answer.status is Status.FOUND:
         return answer.records
     return () if answer.status in {Status.NODATA, Status.NXDOMAIN} else None
-
-
-def summary(findings: Sequence[Finding]) -> Mapping[Verdict, int]:
-    """How many records got which verdict."""
-    return {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}

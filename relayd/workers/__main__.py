@@ -36,4 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or [""]))
+    try:
+        sys.exit(main(sys.argv[1:] or [""]))
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl-C while we load: once we run, it is a signal that is handled

@@ -131,10 +131,6 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*ready, return_exceptions=True)
 
-    async def wait(self) -> None:
-        """Until all keepers have ended, which is after `stop`."""
-        await asyncio.gather(*self._keepers)
-
     def healthy(self) -> bool:
         """No worker is silent for too long. One that is being restarted counts as cared for."""
         now = self._clock()
