@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,7 +21,7 @@ from relayd.listener import replies
 from relayd.listener.ends import Gone, Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.opening import Opening
-from relayd.listener.stream import LINE_MAX, Phase, begins_tls
+from relayd.listener.stream import LINE_MAX, Work, begins_tls
 
 if TYPE_CHECKING:
     from relayd.listener.server import ListenerServer
@@ -36,18 +38,24 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HELO_ODD = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _HTTP = frozenset({"GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE", "PRI", "HOST:"})
 
-_Answer = Reply | None
-_Method = Callable[[Any, str], Awaitable[_Answer] | _Answer]
+TURN = 256
+"""Commands of one client in a row: who pipelines without end must not keep others waiting."""
+
+_Method = Callable[[Any, str], Reply | None]
+_SlowMethod = Callable[[Any, str], Awaitable[Reply | None]]
 
 
 class Connection(Opening):
     """What `ListenerServer.protocol` makes for every client."""
 
     methods: dict[str, _Method]
-    """Verb → method, made once for the class."""
+    """Verb → method, made once for the class …"""
+    slow_methods: dict[str, _SlowMethod]
+    """… and those that take time: the session's task does them."""
 
     def __init__(self, server: ListenerServer) -> None:
         super().__init__(server)
+        self._verb = ""  # of the last command, for the log
         self._errors = 0
         self._commands = 0
         self._ends_at = self._time() + server.limits.session
@@ -97,47 +105,71 @@ class Connection(Opening):
     # --- commands
 
     async def _serve(self) -> None:
-        methods, server = self.methods, self.server
-        turns = 0
         while True:
-            if self.at_rest and (server.draining or self.overdue(self._time())):
-                raise self._too_late()
-            turns += 1
-            if not turns & 0xFF:
-                await server.breathe()  # a client that pipelines without end must not keep others waiting
-            if self.unread:
-                await self.read_by_client()
+            work = self.obey() or await self.work()
             try:
-                await self._obey(methods, await self.line())
+                answer = await work()
+                if answer is not None:
+                    self._say(answer)
             except Refused as refused:
                 self._refuse(refused)
+            except (Gone, Goodbye, ConnectionError):
+                raise
+            except Exception:  # noqa: BLE001 - see run(); here the session can go on
+                self._refuse(self._failed())
 
-    async def _obey(self, methods: dict[str, _Method], line: bytes) -> None:
+    def obey(self) -> Work | None:
+        """See Stream: commands, and the octets of messages."""
+        for _ in range(TURN):
+            if self.at_rest and (self.server.draining or self.overdue(self._time())):
+                raise self._too_late()
+            if self._paused:
+                return self.read_by_client
+            try:
+                if self.receiving:
+                    if not self.receive():
+                        return self.rest()
+                    work = self.received()
+                else:
+                    line = self.next_line()
+                    if line is None:
+                        return self.rest()
+                    self.line_taken()
+                    work = self._obey(line)
+            except Refused as refused:
+                self._refuse(refused)
+            else:
+                if work is not None:
+                    return work
+        return self.server.breathe
+
+    def _obey(self, line: bytes) -> Work | None:
         text = self._command(line)
         verb, _, arg = text.partition(" ")
         # ASCII only: str.upper() makes letters of SMTP from others (\u0131 is no I, \u017f no S)
-        verb = verb.upper() if verb.isascii() else verb
+        self._verb = verb = verb.upper() if verb.isascii() else verb
         if self.server.draining and self._chunks is None and not self._recipients:
             # a mail that has recipients already may be finished: its time is that of the draining
             raise self._too_late()
-        method = methods.get(verb)
+        method = self.methods.get(verb)
         if method is None:
-            raise self._unknown(verb)
+            slow = self.slow_methods.get(verb)
+            if slow is None:
+                raise self._unknown(verb)
+            return partial(slow, self, arg.strip(" "))
         try:
             answer = method(self, arg.strip(" "))
-            if answer is not None and not isinstance(answer, Reply):
-                answer = await answer
-        except (Refused, Gone, Goodbye, ConnectionError):
+        except (Refused, Goodbye):
             raise
-        except Exception:  # noqa: BLE001 - see run(); here the session can go on unless content was cut short
-            raise self._failed(verb) from None
+        except Exception:  # noqa: BLE001 - see run(); here the session can go on
+            raise self._failed() from None
         if answer is not None:
             self._say(answer)
+        return None
 
-    def _failed(self, verb: str) -> Refused | Goodbye:
-        structlog.get_logger("relayd.listener").exception("command failed", verb=verb, peer=str(self.client.peer))
-        if self.phase is Phase.CONTENT:
-            return Goodbye(replies.INTERNAL_CLOSE, ListenerRefusal.INTERNAL)
+    def _failed(self) -> Refused:
+        log = structlog.get_logger("relayd.listener")
+        log.exception("command failed", verb=self._verb, peer=str(self.client.peer))
         self.reset_transaction()
         return Refused(replies.INTERNAL, ListenerRefusal.INTERNAL)
 
@@ -332,8 +364,10 @@ def _bad_line(reply: Reply) -> Refused:
     return Refused(reply, ListenerRefusal.COMMAND_LINE)
 
 
-def _methods() -> dict[str, _Method]:
-    return {name[5:]: getattr(Connection, name) for name in dir(Connection) if name.startswith("smtp_")}
+def _methods(*, slow: bool) -> dict[str, Any]:
+    methods = {name[5:]: getattr(Connection, name) for name in dir(Connection) if name.startswith("smtp_")}
+    return {verb: method for verb, method in methods.items() if iscoroutinefunction(method) is slow}
 
 
-Connection.methods = _methods()
+Connection.methods = _methods(slow=False)
+Connection.slow_methods = _methods(slow=True)

@@ -195,6 +195,8 @@ class DotReader:
 
     def feed(self, data: bytes) -> int:
         """Take octets. Returns how many of them belong to this message once its end is found, else -1 (all do)."""
+        if not data:
+            return -1
         carry = self._carry
         block = carry + data if carry else data
         # one look for both: without a line that begins with a dot there is no end either

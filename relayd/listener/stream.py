@@ -1,14 +1,16 @@
 """One connection as octets: input, replies, time-outs and the ways it ends. What the octets mean is its subclasses'.
 
 aiosmtpd's SMTP is a stream protocol with one timer per command, a drain per reply, and a handler that is cancelled
-when the client goes. Here input is one buffer without a StreamReader in between, replies go out together when input
-is awaited, one lazily re-armed timer serves the whole session, and nothing is ever cancelled because a client left.
+when the client goes. Here input is one buffer without a StreamReader in between, commands are obeyed where their octets
+arrive and the session's task is woken only for what takes time, replies go out together when input is awaited, one
+lazily re-armed timer serves the whole session, and nothing is ever cancelled because a client left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +38,10 @@ LINGER = 2.0
 
 HURRY = 0.2
 """Seconds for the same where somebody else waits for the place."""
+
+
+Work = Callable[[], Awaitable[Reply | None]]
+"""What takes time, so that only the session's task can do it; its answer, where it has one, is said to the client."""
 
 
 def begins_tls(octets: bytes) -> bool:
@@ -76,7 +82,8 @@ class Stream(SMTP):
         self._eof = False
         self.reading = True
         self._queued = False  # at the turnstile
-        self._waiter: asyncio.Future[None] | None = None
+        self._parked: asyncio.Future[Work] | None = None  # the task waits for something to do
+        self._waiter: asyncio.Future[None] | None = None  # the task is at work, and waits for more input
         self._writable: asyncio.Future[None] | None = None
         self._stop: Exception | None = None
         self._out: list[bytes] = []
@@ -89,7 +96,7 @@ class Stream(SMTP):
     # --- what asyncio calls
 
     def data_received(self, data: bytes) -> None:
-        """Take input, wake whoever waits for it, or make the client wait."""
+        """Take input: obey it, wake the task if it waits for it, or make the client wait."""
         if self.phase is Phase.CLOSING:
             return
         if len(data) > MUCH and not self._queued:
@@ -100,20 +107,43 @@ class Stream(SMTP):
             data = self._input[self._position :] + data
         self._input = data
         self._position = 0
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
+        if self._parked is not None:
+            self._obey_for(self._parked)
+        elif self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
             if not waiter.done():
                 waiter.set_result(None)
         elif len(data) > HIGH_WATER and self.reading:
             self.hold_back()
+
+    def _obey_for(self, parked: asyncio.Future[Work]) -> None:
+        """Obey input while the task waits: to wake it for a command costs more than most commands do."""
+        if parked.done():  # the task was cancelled just now
+            return
+        try:
+            work = self.obey()
+        except Exception as reason:  # noqa: BLE001 - an end, or a fault: the task's run() tells them apart
+            self._parked = None
+            parked.set_exception(reason)
+        else:
+            if work is not None:
+                self._parked = None
+                parked.set_result(work)
+
+    def obey(self) -> Work | None:
+        """Obey the input that is there, and answer it.
+
+        Returns what the task has to do before more of it can be obeyed; None when the client is to send more first.
+        Raises Goodbye.
+        """
+        raise NotImplementedError
 
     def eof_received(self) -> bool:
         """The client sends no more: what it sent is still answered (not so over TLS, which cannot be half closed)."""
         self._eof = True
         if self.phase is Phase.CLOSING:
             return False
-        self._wake()
+        self._fail(Gone())  # whoever waits has obeyed all that came before
         return self.wire.get_extra_info("ssl_object") is None
 
     def pause_writing(self) -> None:
@@ -139,10 +169,12 @@ class Stream(SMTP):
 
     # --- input
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-        self._waiter = None
+    def _fail(self, reason: Exception) -> None:
+        """Raise this in the task where it waits for input."""
+        for future in (self._parked, self._waiter):
+            if future is not None and not future.done():
+                future.set_exception(reason)
+        self._parked = self._waiter = None
 
     @property
     def pending(self) -> bool:
@@ -183,18 +215,27 @@ class Stream(SMTP):
         if used < len(data):
             self._input, self._position = data, used
 
+    async def work(self) -> Work:
+        """Wait for something to do that `obey` cannot. Raises Gone, or Goodbye when time is up or we are stopping."""
+        self._check_end()
+        parked: asyncio.Future[Work] = self.loop.create_future()
+        self._parked = parked
+        return await parked
+
     async def more(self) -> None:
-        """Wait for input, having written the replies. Raises Gone, or Goodbye when time is up or we are stopping."""
+        """Wait for input, having written the replies. Raises as `work` does."""
         self.flush()
-        if self._paused:
-            await self._until_writable()
+        await self._until_writable()
+        self._check_end()
+        self._waiter = waiter = self.loop.create_future()
+        await waiter
+
+    def _check_end(self) -> None:
         if self._stop is not None:
             raise self._stop
         if self._eof:
             raise Gone
         self.go_on_reading()
-        self._waiter = waiter = self.loop.create_future()
-        await waiter
 
     def next_line(self) -> bytes | None:
         """The next line with its line end; None when none is whole. Raises Refused for one that was too long."""
@@ -226,17 +267,25 @@ class Stream(SMTP):
                 raise Goodbye(replies.LINE_TOO_LONG, ListenerRefusal.COMMAND_LINE)
 
     async def line(self) -> bytes:
-        """The next line. It has to be whole within `limits.idle`, however slowly its octets come."""
+        """The next line, for a task that is at work. It has to be whole in time, as those of commands."""
         line = self.next_line()
         if line is None:
-            self.phase = Phase.COMMAND
-            self._deadline = self._time() + self.server.limits.idle
+            self.expect_line()
             while line is None:
                 await self.more()
                 line = self.next_line()
-            self._deadline = math.inf
-            self.phase = Phase.OURS
+            self.line_taken()
         return line
+
+    def expect_line(self) -> None:
+        """A line has to be whole within `limits.idle` from now on, however slowly its octets come."""
+        self.phase = Phase.COMMAND
+        self._deadline = self._time() + self.server.limits.idle
+
+    def line_taken(self) -> None:
+        """It is here: what takes time now is ours."""
+        self.phase = Phase.OURS
+        self._deadline = math.inf
 
     # --- replies
 
@@ -253,20 +302,28 @@ class Stream(SMTP):
             self.wire.write(out[0] if len(out) == 1 else b"".join(out))
         out.clear()
 
-    @property
-    def unread(self) -> bool:
-        """The client lets our replies pile up: it gets no more before it has read them."""
-        return self._paused
+    def rest(self) -> Work | None:
+        """All input is obeyed: write the replies, and give the client its time for more. Returns as `obey` does."""
+        self.flush()
+        if self.phase is Phase.OURS:
+            self.expect_line()
+        return self.read_by_client if self._paused else None
 
     async def read_by_client(self) -> None:
-        """Wait until the client has read enough of our replies; `limits.idle` at most."""
-        self.phase = Phase.COMMAND
-        self._deadline = self._time() + self.server.limits.idle
-        await self._until_writable()
-        self._deadline = math.inf
-        self.phase = Phase.OURS
+        """Wait until the client, which lets our replies pile up, has read enough of them.
+
+        It has the time that a line may take, or the next octets of a message.
+        """
+        if self.phase is Phase.CONTENT:
+            await self._until_writable()
+        else:
+            self.expect_line()
+            await self._until_writable()
+            self.line_taken()
 
     async def _until_writable(self) -> None:
+        if not self._paused:
+            return
         if self._stop is not None:
             raise self._stop
         self._writable = self.loop.create_future()
@@ -343,10 +400,9 @@ class Stream(SMTP):
         """Raise this in the session's task where it waits for the client, or as soon as it does."""
         if self._stop is None or isinstance(reason, Gone):
             self._stop = reason
-        for future in (self._waiter, self._writable):
-            if future is not None and not future.done():
-                future.set_exception(reason)
-        self._waiter = None
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_exception(reason)
+        self._fail(reason)
 
     def close(self, reply: Reply | None) -> None:
         """Send the last reply and close, leaving the client a moment to read it."""

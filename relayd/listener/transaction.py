@@ -6,7 +6,7 @@ Who may send what to whom is intake's decision; here are order, syntax, and the 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from relayd.config.models import BareNewlines
 from relayd.core.mail import Envelope, Recipient
@@ -16,7 +16,7 @@ from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rule
 from relayd.listener.ends import Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.parameters import parse_mail, parse_rcpt
-from relayd.listener.stream import Stream
+from relayd.listener.stream import Stream, Work
 
 if TYPE_CHECKING:
     from relayd.intake.session import ClientSession
@@ -41,6 +41,19 @@ _FAULTS = {
 }
 
 
+class _Chunk(NamedTuple):
+    """What a BDAT command says of the octets behind it."""
+
+    size: int
+    last: bool
+    wrong: Reply | None
+    """Why they are refused; they come all the same."""
+
+
+_NO_CHUNK = _Chunk(0, True, None)
+"""Stands for the content of DATA."""
+
+
 class Transaction(Stream):
     """The part of a connection that is about one mail."""
 
@@ -52,7 +65,10 @@ class Transaction(Stream):
         self._recipients: list[Recipient] = []
         self._reserved = 0  # octets of memory, for the recipients
         self._tried = False  # a RCPT was refused
-        self._chunks: tuple[ChunkReader, Content] | None = None
+        self._content: Content | None = None  # of the open mail, or chunks that are refused
+        self._incoming: DotReader | ChunkReader | None = None  # of octets that come now
+        self._chunks: ChunkReader | None = None  # of all chunks of the open mail
+        self._chunk = _NO_CHUNK  # what comes now; for DATA this
         self._chunk_failed = False
 
     # --- what the rest of the connection gives
@@ -80,10 +96,11 @@ class Transaction(Stream):
             self.server.door.memory.forget(self._reserved)
             self._reserved = 0
         self._tried = False
+        self._chunks = self._incoming = None
         self._chunk_failed = False
-        if self._chunks is not None:
-            self._chunks[1].drop()
-            self._chunks = None
+        if self._content is not None:
+            self._content.drop()
+            self._content = None
 
     def smtp_RSET(self, arg: str) -> Reply:
         """RFC 5321 4.1.1.5."""
@@ -151,7 +168,7 @@ class Transaction(Stream):
 
     # --- content
 
-    async def smtp_DATA(self, arg: str) -> Reply:
+    def smtp_DATA(self, arg: str) -> None:
         """RFC 5321 4.1.1.4. What was sent behind DATA without waiting for 354 is content, or else ends the session."""
         wrong = replies.NO_ARGUMENT if arg else self._out_of_order()
         if wrong is None and (self._chunks is not None or self._chunk_failed):
@@ -163,51 +180,26 @@ class Transaction(Stream):
                 raise Goodbye(replies.TOO_EARLY, ListenerRefusal.EARLY_TALKER)
             raise Refused(wrong)
         self.send(_START_MAIL)
-        content = self._new_content()
-        try:
-            await self._receive(DotReader(content), content)
-            return await self._deliver(content)
-        finally:
-            content.drop()
+        self._content = self._new_content()
+        self._expect(DotReader(self._content), _NO_CHUNK)
 
-    async def smtp_BDAT(self, arg: str) -> Reply | None:
+    def smtp_BDAT(self, arg: str) -> None:
         """RFC 3030: a chunk of the message. Its octets are taken off the stream even where it is refused."""
         size, last = self._chunk_of(arg)
         if size < SMALL_CHUNK and not last:
             self.unproductive()
         wrong = replies.CHUNK_FAILED if self._chunk_failed else self._out_of_order()
         if wrong is not None:
-            await self._refuse_chunk(size, last)
-            raise Refused(wrong)
-        if self._chunks is None:
-            content = self._new_content()
-            self._chunks = ChunkReader(content), content
-        reader, content = self._chunks
-        reader.expect(size)
-        await self._receive(reader, content)
-        if last:
-            reader.finish()
-            self._chunks = None
-            try:
-                return await self._deliver(content)
-            finally:
-                content.drop()
-        if content.fault is not None:
-            self._chunks, self._chunk_failed = None, True
-            raise Refused(*_FAULTS[content.fault])
-        self.send(b"250 2.0.0 %d octets received\r\n" % size)
-        return None
-
-    async def _refuse_chunk(self, size: int, last: bool) -> None:
-        self.unproductive()
-        content = Content(self._rules(), _nothing_fits, self.server.door.memory.forget)
-        reader = ChunkReader(content)
-        reader.expect(size)
-        await self._receive(reader, content)
-        if last:
-            self.reset_transaction()
+            self.unproductive()
+            self._content = Content(self._rules(), _nothing_fits, self.server.door.memory.forget)
+            reader = ChunkReader(self._content)
+        elif self._chunks is None:
+            self._content = self._new_content()
+            self._chunks = reader = ChunkReader(self._content)
         else:
-            self._chunk_failed = not self.at_rest
+            reader = self._chunks
+        reader.expect(size)
+        self._expect(reader, _Chunk(size, last, wrong))
 
     def _chunk_of(self, arg: str) -> tuple[int, bool]:
         size, _, last = arg.partition(" ")
@@ -227,38 +219,76 @@ class Transaction(Stream):
         memory = self.server.door.memory
         return Content(self._rules(), memory.reserve, memory.forget)
 
-    async def _receive(self, reader: DotReader | ChunkReader, content: Content) -> None:
-        """Feed the reader until it has the whole message or chunk."""
-        bound = OVERSIZE_FACTOR * self.server.limits.message_size
+    def _expect(self, reader: DotReader | ChunkReader, chunk: _Chunk) -> None:
+        self._incoming, self._chunk = reader, chunk
         self.begin_content()
-        while True:
-            data = self.take_input()
-            self.progress(len(data))
-            used = reader.feed(data)
-            if used >= 0:
-                self.give_back(data, used)
-                break
-            if content.received > bound:
-                raise Goodbye(*_FAULTS[content.fault or Fault.SIZE])
-            await self.more()
-        self.end_content()
 
-    async def _deliver(self, content: Content) -> Reply:
-        """Hand a whole message to intake; returns what intake says. The mail is over, whatever that is."""
-        envelope, recipients = self._envelope, self._recipients
-        assert envelope is not None  # noqa: S101 - DATA and BDAT have checked the order
-        self.reset_transaction()
+    @property
+    def receiving(self) -> bool:
+        """Octets of a message come now, not commands."""
+        return self._incoming is not None
+
+    def receive(self) -> bool:
+        """Take what is there of a message or chunk; whether that is the whole. Raises Goodbye for one without end."""
+        reader, content = self._incoming, self._content
+        assert reader is not None  # noqa: S101 - `receiving` says so …
+        assert content is not None  # noqa: S101 - … and a reader has its content
+        data = self.take_input()
+        self.progress(len(data))
+        used = reader.feed(data)
+        if used < 0:
+            if content.received > OVERSIZE_FACTOR * self.server.limits.message_size:
+                raise Goodbye(*_FAULTS[content.fault or Fault.SIZE])
+            return False
+        self.give_back(data, used)
+        self._incoming = None
+        self.end_content()
+        return True
+
+    def received(self) -> Work | None:
+        """What follows a message or chunk that is whole. Raises Refused."""
+        chunk, reader, content = self._chunk, self._chunks, self._content
+        if chunk is _NO_CHUNK:
+            return self._deliver
+        if chunk.wrong is not None:
+            self._content = None
+            if chunk.last:
+                self.reset_transaction()
+            else:
+                self._chunk_failed = not self.at_rest
+            raise Refused(chunk.wrong)
+        assert reader is not None  # noqa: S101 - BDAT has made it, …
+        assert content is not None  # noqa: S101 - … with its content
+        if chunk.last:
+            reader.finish()
+            return self._deliver
         if content.fault is not None:
-            self.unproductive()
+            self._chunks, self._content, self._chunk_failed = None, None, True
             raise Refused(*_FAULTS[content.fault])
-        door, pieces = self.server.door, content.pieces()
-        if content.has_nul:
-            pieces = [await door.joiner.joined(pieces)]
-            if await asyncio.to_thread(hides_end, pieces[0]):
+        self.send(b"250 2.0.0 %d octets received\r\n" % chunk.size)
+        return None
+
+    async def _deliver(self) -> Reply:
+        """Hand a whole message to intake; returns what intake says. The mail is over, whatever that is."""
+        envelope, recipients, content = self._envelope, self._recipients, self._content
+        assert envelope is not None  # noqa: S101 - DATA and BDAT have checked the order …
+        assert content is not None  # noqa: S101 - … and made the content
+        self._content = None
+        try:
+            self.reset_transaction()
+            if content.fault is not None:
                 self.unproductive()
-                raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)
-        first = pieces.pop(0) if pieces else b""
-        reply = await door.submit(self.client, envelope, recipients, first, pieces)
+                raise Refused(*_FAULTS[content.fault])
+            door, pieces = self.server.door, content.pieces()
+            if content.has_nul:
+                pieces = [await door.joiner.joined(pieces)]
+                if await asyncio.to_thread(hides_end, pieces[0]):
+                    self.unproductive()
+                    raise Refused(replies.HIDDEN_END, ListenerRefusal.BARE_NEWLINE)
+            first = pieces.pop(0) if pieces else b""
+            reply = await door.submit(self.client, envelope, recipients, first, pieces)
+        finally:
+            content.drop()
         if reply.positive:
             self.client.mails += 1
             self.mail_accepted()
