@@ -120,13 +120,15 @@ class Connection(Opening):
 
     def obey(self) -> Work | None:
         """See Stream: commands, and the octets of messages."""
+        # Every command of every mail comes through here: what is looked at each time is looked at without a call.
+        server = self.server
         for _ in range(TURN):
-            if self.at_rest and (self.server.draining or self.overdue(self._time())):
+            if self._envelope is None and (server.draining or self._time() >= self._ends_at):
                 raise self._too_late()
             if self._paused:
                 return self.read_by_client
             try:
-                if self.receiving:
+                if self._incoming is not None:
                     if not self.receive():
                         return self.rest()
                     work = self.received()
@@ -141,7 +143,9 @@ class Connection(Opening):
             else:
                 if work is not None:
                     return work
-        return self.server.breathe
+            if not self._input and self._incoming is None:
+                return self.rest()
+        return server.breathe
 
     def _obey(self, line: bytes) -> Work | None:
         text = self._command(line)
@@ -180,6 +184,13 @@ class Connection(Opening):
 
     def _command(self, line: bytes) -> str:
         """The command as text, without its line end. Raises Refused, and Goodbye for what is no SMTP."""
+        if 2 < len(line) <= LINE_STANDARD and line.isascii() and line.endswith(b"\r\n"):
+            text = line[:-2].decode("ascii")
+            if text.isprintable():  # nearly all are so: nothing that is looked for below can be found
+                return text
+        return self._odd_command(line)
+
+    def _odd_command(self, line: bytes) -> str:
         if not 0x16 < line[0] < 0x80 and begins_tls(line):  # most hellos have a line feed somewhere
             raise Goodbye(replies.TLS_TO_PLAIN, ListenerRefusal.PROTOCOL)
         if len(line) > LINE_STANDARD:

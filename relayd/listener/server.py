@@ -13,11 +13,12 @@ from typing import Any
 
 import structlog
 
-from relayd.config.models import Limits, Listener, ListenerTLS, Role
+from relayd.config.models import BareNewlines, Limits, Listener, ListenerTLS, Role
 from relayd.core.counter import ConnectionCounter
 from relayd.core.units import Millis
 from relayd.intake.door import Door
 from relayd.listener.connection import Connection
+from relayd.listener.content import Rules
 from relayd.listener.observer import ListenerObserver
 from relayd.listener.opening import Opening
 from relayd.listener.turnstile import Turnstile
@@ -87,6 +88,8 @@ class ListenerServer:
         self.limits = limits
         self.tls_context = tls_context
         self.tick = min(TICK, limits.idle, limits.data_idle, limits.session, self.rate_window)
+        normalise = listener.bare_newlines is BareNewlines.NORMALISE
+        self.rules = Rules(limits.message_size, limits.line_length, limits.line_length_max, normalise)
         self.greeting = f"220 {self.hostname} ESMTP relayd\r\n".encode("ascii")
         self.helo = f"250 {self.hostname}\r\n".encode("ascii")
         self._extensions.clear()

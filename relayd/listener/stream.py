@@ -240,15 +240,16 @@ class Stream(SMTP):
     def next_line(self) -> bytes | None:
         """The next line with its line end; None when none is whole. Raises Refused for one that was too long."""
         data, position = self._input, self._position
-        end = data.find(b"\n", position)
-        if end < 0:
+        end = data.find(b"\n", position) + 1
+        if not end:
             self._unfinished(data, position)
             return None
-        line = data[position : end + 1] if position or end + 1 < len(data) else data
-        if end + 1 == len(data):
-            self.discard_input()
+        if end == len(data):
+            line = data[position:]
+            self._input, self._position = b"", 0
         else:
-            self._position = end + 1
+            line = data[position:end]
+            self._position = end
         if self._skipped or len(line) > LINE_MAX:
             self._skipped = 0
             raise Refused(replies.LINE_TOO_LONG, ListenerRefusal.COMMAND_LINE)
@@ -304,7 +305,8 @@ class Stream(SMTP):
 
     def rest(self) -> Work | None:
         """All input is obeyed: write the replies, and give the client its time for more. Returns as `obey` does."""
-        self.flush()
+        if self._out:
+            self.flush()
         if self.phase is Phase.OURS:
             self.expect_line()
         return self.read_by_client if self._paused else None

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from relayd.config.models import BareNewlines
 from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.listener import replies
-from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rules, hides_end
+from relayd.listener.content import ChunkReader, Content, DotReader, Fault, hides_end
 from relayd.listener.ends import Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.parameters import parse_mail, parse_rcpt
@@ -66,7 +65,7 @@ class Transaction(Stream):
         self._reserved = 0  # octets of memory, for the recipients
         self._tried = False  # a RCPT was refused
         self._content: Content | None = None  # of the open mail, or chunks that are refused
-        self._incoming: DotReader | ChunkReader | None = None  # of octets that come now
+        self._incoming: DotReader | ChunkReader | None = None  # reads what comes now; None: commands come
         self._chunks: ChunkReader | None = None  # of all chunks of the open mail
         self._chunk = _NO_CHUNK  # what comes now; for DATA this
         self._chunk_failed = False
@@ -191,7 +190,7 @@ class Transaction(Stream):
         wrong = replies.CHUNK_FAILED if self._chunk_failed else self._out_of_order()
         if wrong is not None:
             self.unproductive()
-            self._content = Content(self._rules(), _nothing_fits, self.server.door.memory.forget)
+            self._content = Content(self.server.rules, _nothing_fits, self.server.door.memory.forget)
             reader = ChunkReader(self._content)
         elif self._chunks is None:
             self._content = self._new_content()
@@ -210,28 +209,18 @@ class Transaction(Stream):
             raise Goodbye(replies.TOO_BIG, ListenerRefusal.MESSAGE_SIZE)
         return int(size), bool(last)
 
-    def _rules(self) -> Rules:
-        limits = self.server.limits
-        normalise = self.client.listener.bare_newlines is BareNewlines.NORMALISE
-        return Rules(limits.message_size, limits.line_length, limits.line_length_max, normalise)
-
     def _new_content(self) -> Content:
         memory = self.server.door.memory
-        return Content(self._rules(), memory.reserve, memory.forget)
+        return Content(self.server.rules, memory.reserve, memory.forget)
 
     def _expect(self, reader: DotReader | ChunkReader, chunk: _Chunk) -> None:
         self._incoming, self._chunk = reader, chunk
         self.begin_content()
 
-    @property
-    def receiving(self) -> bool:
-        """Octets of a message come now, not commands."""
-        return self._incoming is not None
-
     def receive(self) -> bool:
         """Take what is there of a message or chunk; whether that is the whole. Raises Goodbye for one without end."""
         reader, content = self._incoming, self._content
-        assert reader is not None  # noqa: S101 - `receiving` says so …
+        assert reader is not None  # noqa: S101 - else commands come …
         assert content is not None  # noqa: S101 - … and a reader has its content
         data = self.take_input()
         self.progress(len(data))
