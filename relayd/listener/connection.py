@@ -64,34 +64,32 @@ class Connection(Opening):
 
     async def run(self) -> None:
         """The session: opening, commands, end. Raises nothing."""
-        goodbye = Goodbye(None)
+        reply: Reply | None = None
+        refusal: ListenerRefusal | None = None
         try:
             await self.open()
             await self._serve()
-        except Gone:
-            pass
-        except Goodbye as reason:
-            goodbye = reason
-        except (ConnectionError, TimeoutError):
-            pass
+        except (Gone, ConnectionError, TimeoutError) as gone:
+            gone.__traceback__ = None
+        except Goodbye as goodbye:
+            reply, refusal = goodbye.reply, goodbye.refusal
+            goodbye.__traceback__ = None  # it holds this connection, in a circle that only a collection would break
         except Exception:  # noqa: BLE001 - whatever it is: no trace of it to the client, and the worker lives on
             structlog.get_logger("relayd.listener").exception("session failed", peer=str(self.client.peer))
-            goodbye = Goodbye(replies.INTERNAL_CLOSE, ListenerRefusal.INTERNAL)
+            reply, refusal = replies.INTERNAL_CLOSE, ListenerRefusal.INTERNAL
         finally:
             self._stop = None
             self.reset_transaction()
             self.end_opening()
-            if goodbye.refusal is not None:
-                self._tell(goodbye)
-            self.close(goodbye.reply)
+            if refusal is not None:
+                self._tell(refusal, "" if reply is None else str(reply))
+            self.close(reply)
             self._log_end()
 
-    def _tell(self, goodbye: Goodbye) -> None:
-        refusal, client = goodbye.refusal, self.client
-        assert refusal is not None  # noqa: S101 - the caller has looked
+    def _tell(self, refusal: ListenerRefusal, reply: str) -> None:
+        client = self.client
         self.server.observer.refused(client.listener.name, refusal)
         if refusal not in _ORDINARY:
-            reply = str(goodbye.reply) if goodbye.reply else ""
             self.server.odd(
                 "session ended", peer=str(client.peer), listener=client.listener.name, reason=refusal.value, reply=reply
             )

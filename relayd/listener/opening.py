@@ -17,11 +17,12 @@ from relayd.config.models import ListenerTLS
 from relayd.core.proxy import ProxyError, unmapped
 from relayd.intake.session import ClientSession
 from relayd.listener import replies
+from relayd.listener.deadlines import Phase
 from relayd.listener.ends import Gone, Goodbye
 from relayd.listener.front import discard, read_proxy_header, waiting_octets
 from relayd.listener.login import Login
 from relayd.listener.observer import ListenerRefusal
-from relayd.listener.stream import Phase, begins_tls
+from relayd.listener.stream import begins_tls
 
 if TYPE_CHECKING:
     from relayd.listener.server import ListenerServer

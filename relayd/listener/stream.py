@@ -9,15 +9,12 @@ lazily re-armed timer serves the whole session, and nothing is ever cancelled be
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, cast
-
-from aiosmtpd.smtp import SMTP
+from typing import TYPE_CHECKING
 
 from relayd.core.reply import Reply
 from relayd.listener import replies
+from relayd.listener.deadlines import Deadlines, Phase
 from relayd.listener.ends import Gone, Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.turnstile import MUCH
@@ -49,33 +46,12 @@ def begins_tls(octets: bytes) -> bool:
     return octets[:1] == b"\x16" or octets[:1] >= b"\x80"
 
 
-class Phase(Enum):
-    """What a session waits for: time-outs and draining depend on it."""
-
-    OPENING = auto()
-    """PROXY header or TLS handshake."""
-    COMMAND = auto()
-    CONTENT = auto()
-    OURS = auto()
-    """Nothing from the client: intake is at work."""
-    CLOSING = auto()
-
-
-class Stream(SMTP):
+class Stream(Deadlines):
     """A connection of one client. Owned by the ListenerServer until the socket is gone and the task has ended."""
 
     def __init__(self, server: ListenerServer) -> None:
-        # SMTP.__init__ looks up hooks and methods by reflection; per connection that costs more than a whole mail.
-        # No StreamReader either: this class takes the octets itself.
-        asyncio.StreamReaderProtocol.__init__(self, cast(Any, None), loop=server.loop)
-        self.server = server
-        self.loop = server.loop
-        self.wire: asyncio.Transport = cast(Any, None)
+        super().__init__(server)
         self.task: asyncio.Task[None] | None = None
-        self.phase = Phase.OPENING
-        self.lost = False
-        """The socket is gone."""
-        self._time = server.loop.time
         self._input = b""
         self._position = 0
         self._skipped = 0
@@ -87,11 +63,6 @@ class Stream(SMTP):
         self._writable: asyncio.Future[None] | None = None
         self._stop: Exception | None = None
         self._out: list[bytes] = []
-        self._deadline = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._window_start = 0.0
-        self._window_octets = 0
-        self._content_octets = 0
 
     # --- what asyncio calls
 
@@ -278,16 +249,6 @@ class Stream(SMTP):
             self.line_taken()
         return line
 
-    def expect_line(self) -> None:
-        """A line has to be whole within `limits.idle` from now on, however slowly its octets come."""
-        self.phase = Phase.COMMAND
-        self._deadline = self._time() + self.server.limits.idle
-
-    def line_taken(self) -> None:
-        """It is here: what takes time now is ours."""
-        self.phase = Phase.OURS
-        self._deadline = math.inf
-
     # --- replies
 
     def send(self, octets: bytes) -> None:
@@ -334,68 +295,6 @@ class Stream(SMTP):
         finally:
             self._writable = None
 
-    # --- time
-
-    def start_timer(self) -> None:
-        """Begin to watch deadlines. Called once; the timer re-arms itself until the connection is lost."""
-        self._timer = self.loop.call_later(self.server.tick, self._tick)
-
-    def _tick(self) -> None:
-        # No wait is shorter than a tick, so whoever starts one only writes down its deadline: no timer is
-        # cancelled or made per command.
-        now = self._time()
-        tick = self.server.tick
-        if now >= self._deadline:
-            self._deadline = math.inf
-            self._expired()
-        elif self.phase is Phase.CONTENT:
-            self._check_rate(now)
-        elif self.phase is Phase.COMMAND and self.overdue(now):
-            self.interrupt(Goodbye(replies.SESSION_OVER, ListenerRefusal.SESSION))
-        if not self.lost:
-            wait = min(tick, max(self._deadline - now, 0.001))
-            self._timer = self.loop.call_later(wait, self._tick)
-
-    def overdue(self, now: float) -> bool:
-        """Whether the session has lasted its time."""
-        raise NotImplementedError
-
-    def _expired(self) -> None:
-        if self.phase is Phase.CLOSING:
-            self.wire.abort()
-        elif self._paused:
-            self.interrupt(Goodbye(None, ListenerRefusal.UNREAD_REPLIES))
-        elif self.phase is Phase.CONTENT:
-            self.interrupt(Goodbye(replies.DATA_TIMED_OUT, ListenerRefusal.DATA_IDLE))
-        else:
-            self.interrupt(Goodbye(replies.TIMED_OUT, ListenerRefusal.IDLE))
-
-    def begin_content(self) -> None:
-        """Octets of a message come now: `data_idle` and `min_rate` hold."""
-        now = self._time()
-        self.phase = Phase.CONTENT
-        self._deadline = now + self.server.limits.data_idle
-        self._window_start = now
-        self._window_octets = self._content_octets = 0
-
-    def progress(self, octets: int) -> None:
-        """So many octets of the message came."""
-        self._content_octets += octets
-        self._deadline = self._time() + self.server.limits.data_idle
-
-    def end_content(self) -> None:
-        """The message or chunk is whole."""
-        self.phase = Phase.OURS
-        self._deadline = math.inf
-
-    def _check_rate(self, now: float) -> None:
-        elapsed = now - self._window_start
-        if elapsed < self.server.rate_window:
-            return
-        if self._content_octets - self._window_octets < self.server.limits.min_rate * elapsed:
-            self.interrupt(Goodbye(replies.TOO_SLOW, ListenerRefusal.MIN_RATE))
-        self._window_start, self._window_octets = now, self._content_octets
-
     # --- ends
 
     def interrupt(self, reason: Exception) -> None:
@@ -423,7 +322,7 @@ class Stream(SMTP):
         else:
             self.wire.write_eof()
             self.go_on_reading()
-        self._end_within(LINGER)
+        self.end_within(LINGER)
 
     def hurry_out(self, reply: Reply) -> None:
         """Close without waiting for anything; the session's task ends once the socket is gone."""
@@ -434,10 +333,4 @@ class Stream(SMTP):
         self.phase = Phase.CLOSING
         self.discard_input()
         self.wire.close()
-        self._end_within(HURRY)
-
-    def _end_within(self, seconds: float) -> None:
-        self._deadline = self._time() + seconds
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self._tick)
+        self.end_within(HURRY)
