@@ -1,7 +1,7 @@
 """One SMTP connection: the command loop, EHLO, STARTTLS, XCLIENT, and the counts that end it.
 
-Octets and time-outs are stream.py's, beginning and end opening.py's, mail transaction.py's, AUTH login.py's; decisions
-are intake's.
+Octets are stream.py's, time-outs deadlines.py's, beginning and end opening.py's, mail transaction.py's, AUTH
+login.py's; decisions are intake's.
 """
 
 from __future__ import annotations

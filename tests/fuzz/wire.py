@@ -6,7 +6,6 @@ Real protocol classes on the running loop; only the transport is made up. What m
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,13 +39,12 @@ class MemoryTransport(asyncio.Transport):
         super().__init__()
         self._protocol = protocol
         self._closing = False
-        self._quiet = socket.socket()  # to be asked for waiting octets: never any
         self.written = bytearray()
         self.turns: list[bytes] = []
         """Writes one by one."""
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return {"peername": ("192.0.2.7", 4711), "socket": self._quiet}.get(name, default)
+        return ("192.0.2.7", 4711) if name == "peername" else default
 
     def write(self, data: Any) -> None:
         if not self._closing:
@@ -75,7 +73,6 @@ class MemoryTransport(asyncio.Transport):
     def close(self) -> None:
         if not self._closing:
             self._closing = True
-            self._quiet.close()
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
 
     abort = close
