@@ -5,6 +5,7 @@ Decides on values only; sending is smtp.py's.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ UTF8_ADDRESS = Reply(550, "5.6.7", "The address has non-ASCII characters, which 
 UTF8_HEADER = Reply(550, "5.6.9", "The header has non-ASCII characters, which the next mail server does not take")
 BAD_SENDER = Reply(550, "5.1.7", "The sender address cannot be written in SMTP")
 BAD_RECIPIENT = Reply(550, "5.1.3", "The recipient address cannot be written in SMTP")
+
+BIG = 1 << 20
+"""Octets that are looked at without a pause."""
 
 # nothing that could end the path or the command early; quoted local parts may hold spaces and brackets
 _PATH = re.compile(r'(?:[^\x00-\x20"<>\x7f]*|"(?:[^\x00-\x1f"\\\x7f]|\\[\x20-\x7e])*"@[^\x00-\x20"<>\x7f]+)')
@@ -69,9 +73,17 @@ def refusal(reply: Reply) -> Outcome:
     )
 
 
-def plan(mail: Outgoing, offers: Offers) -> Plan:
-    """Write the envelope for this upstream, or refuse what it cannot take."""
-    eight_bit = not mail.content.isascii()
+async def is_eight_bit(content: bytes) -> bool:
+    """Whether there is any octet beyond ASCII, in a big content: other sessions have their turn while it looks."""
+    for place in range(0, len(content), BIG):
+        if not content[place : place + BIG].isascii():
+            return True
+        await asyncio.sleep(0)
+    return False
+
+
+def plan(mail: Outgoing, offers: Offers, *, eight_bit: bool) -> Plan:
+    """Write the envelope for this upstream, or refuse what it cannot take. `eight_bit` is what the content is."""
     reply, utf8 = _obstacle(mail, offers, eight_bit=eight_bit)
     envelope = mail.envelope
     sender = _path(envelope.sender, offers)

@@ -20,7 +20,7 @@ from relayd.core.quick import quick
 from relayd.core.reply import Reply, parse_reply
 from relayd.core.session import ConnectFailedError, Outgoing, Sent, all_delivered
 from relayd.delivery.client import OPEN_ERRORS, Client, token_answer
-from relayd.delivery.commands import Offers, Plan, plan
+from relayd.delivery.commands import BIG, Offers, Plan, is_eight_bit, plan
 from relayd.delivery.dialogue import MASK, printable
 from relayd.delivery.failures import cut_off, malformed, of_fault, of_opening
 from relayd.delivery.names import Names
@@ -157,7 +157,9 @@ class SMTPSession:
         """Make the transaction. Never raises for what the upstream does; cancellation closes the session."""
         protocol = self._protocol
         protocol.dialogue.restart()
-        steps = plan(mail, self.offers)
+        content = mail.content
+        eight_bit = not content.isascii() if len(content) <= BIG else await is_eight_bit(content)
+        steps = plan(mail, self.offers, eight_bit=eight_bit)
         if not steps.rcpts:
             return self._unsent(mail, steps)
         verdict = _Verdict(len(steps.rcpts))
@@ -168,7 +170,7 @@ class SMTPSession:
             ready = len(replies) == len(steps.rcpts) + 2 and replies[-1][0] == 354 and not protocol.ended
             if verdict.waiting and ready:
                 timeouts = self._timeouts
-                self._conclude(verdict, *await protocol.content(mail.content, timeouts.data, timeouts.dot))
+                self._conclude(verdict, *await protocol.content(content, timeouts.data, timeouts.dot))
             elif verdict.waiting:
                 # behind 354, before we sent anything, the upstream ended the session or broke the protocol
                 verdict.rest(self._outcome(Stage.DATA, protocol.stray))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from relayd.core.lifecycle import Stage
 from relayd.core.mail import Body, Envelope, Notify, Recipient, Ret
-from relayd.delivery.commands import Offers, plan
+from relayd.delivery.commands import BIG, Offers, is_eight_bit, plan
 from tests.delivery.upstream.helpers import codes, kinds, outgoing, send
 from tests.support.fake_upstream import EXTENSIONS, FakeUpstream
 
@@ -24,6 +25,7 @@ def lines(offers: Offers, *recipients: str | Recipient, content: bytes = b"A: b\
     made = plan(
         outgoing(*recipients, content=content, envelope=Envelope(**({"sender": "a@x.test"} | envelope))),
         offers,
+        eight_bit=not content.isascii(),
     )
     return [command.decode().rstrip("\r\n") for command in (made.mail, *made.rcpts)]
 
@@ -82,7 +84,9 @@ REFUSED = [
 def test_what_the_upstream_cannot_take_is_refused_for_all(
     offers: Offers, content: bytes, envelope: Envelope, code: str
 ) -> None:
-    made = plan(outgoing("b@y.test", "c@y.test", content=content, envelope=envelope), offers)
+    made = plan(
+        outgoing("b@y.test", "c@y.test", content=content, envelope=envelope), offers, eight_bit=not content.isascii()
+    )
     assert made.rcpts == []
     assert [f"{o.reply.code} {o.reply.enhanced}" for o in made.refused.values()] == [code, code]
 
@@ -135,6 +139,7 @@ def test_no_input_makes_more_than_its_commands(
     made = plan(
         outgoing(*recipients, envelope=Envelope(sender, envid=envid, smtputf8=True)),
         ALL if offered else NONE,
+        eight_bit=False,
     )
     for command in (made.mail, *made.rcpts):
         if command:
@@ -142,3 +147,27 @@ def test_no_input_makes_more_than_its_commands(
             assert not any(octet < 0x20 or octet == 0x7F for octet in command[:-2])
     assert len(made.rcpts) + len(made.refused) == len(recipients)
     assert sorted([*made.places, *made.refused]) == list(range(len(recipients)))
+
+
+@pytest.mark.parametrize("place", [None, 0, BIG - 1, BIG, 2 * BIG, 2 * BIG + 7])
+async def test_a_big_content_is_looked_at_in_steps(place: int | None) -> None:
+    content = bytearray(b"x" * (2 * BIG + 8))
+    if place is not None:
+        content[place] = 0xE4
+    looking = asyncio.create_task(is_eight_bit(bytes(content)))
+    turns = 0
+    while not looking.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert looking.result() is (place is not None)
+    assert place is not None or turns >= 3
+
+
+@pytest.mark.parametrize("end", [b"", "schön\r\n".encode()])
+async def test_a_big_mail_is_announced_as_what_it_is(end: bytes) -> None:
+    content = b"Subject: x\r\n\r\n" + b"A line of the text.\r\n" * 60_000 + end
+    assert len(content) > BIG
+    async with FakeUpstream() as upstream:
+        assert kinds(await send(upstream, outgoing(content=content))) == ["delivered"]
+        (said,) = (command for command in upstream.commands if command.startswith("MAIL"))
+        assert ("BODY=8BITMIME" in said) is bool(end)
