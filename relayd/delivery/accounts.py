@@ -13,6 +13,7 @@ from relayd.core.address import domain_of
 from relayd.core.headers import scan
 from relayd.core.mail import Message, Recipient
 from relayd.delivery.routing import RouteTable
+from relayd.spool.joining import join
 
 _REPLACED = frozenset({b"from", b"sender"})
 """Sender (RFC 5322 3.6.2) goes too: it would name somebody whom the mailbox may not speak for."""
@@ -134,7 +135,7 @@ def as_mailbox(content: bytes, address: str) -> bytes:
     """From becomes the mailbox, the old From Reply-To where there is none. All else stays octet for octet."""
     block = scan(content)
     answered = any(name == b"reply-to" for name, _, _ in block.fields)
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     at, first = 0, True
     for name, start, end in block.fields:
         if name not in _REPLACED:
@@ -146,5 +147,7 @@ def as_mailbox(content: bytes, address: str) -> bytes:
             if not answered:
                 parts.append(b"Reply-To:" + content[start:end].partition(b":")[2])
         at = end
-    parts.append(content[at:])
-    return (b"From: <%b>\r\n" % address.encode() if first else b"") + b"".join(parts)
+    parts.append(memoryview(content)[at:])
+    if first:
+        parts.insert(0, b"From: <%b>\r\n" % address.encode())
+    return join(parts)

@@ -29,6 +29,7 @@ from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.settle import RELEASED, Facts, expire, move, overdue, settle_attempt, steer, suppress
 from relayd.delivery.writing import Choose, Writer
 from relayd.spool.filter import QueueFilter
+from relayd.spool.joining import APART
 from relayd.spool.store import (
     Attempt,
     Change,
@@ -343,12 +344,13 @@ class Attempts:
 
     async def _signed(self, line: Line, delivery: Delivery) -> tuple[bytes, str]:
         """The content as it goes out by this line, and the domain of its From."""
-        message, content = delivery.message, delivery.content
-        if content is None:
-            content = await self._store.content(message.id)
+        message = delivery.message
+        content = delivery.content if delivery.content is not None else await self._store.content(message.id)
         outward, domain = line.plan.outward, message.from_domain
-        if outward is not None:
+        if outward is not None and len(content) < APART:
             content, domain = outward.content(message, content)
+        elif outward is not None:
+            content, domain = await asyncio.to_thread(outward.content, message, content)
         return await self.plan.signing.signed(content, domain) if line.plan.sign else content, domain
 
     @staticmethod

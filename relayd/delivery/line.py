@@ -41,7 +41,7 @@ class Outward(Protocol):
         """The envelope sender that goes out."""
 
     def content(self, message: Message, content: bytes) -> tuple[bytes, str]:
-        """The content before it is signed, and the domain of its From."""
+        """The content before it is signed, and the domain of its From. Called in a thread where it is big."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,13 @@ def test_from_becomes_the_mailbox_and_the_old_one_reply_to() -> None:
     assert as_mailbox(b"Subject: s\r\n\r\nb", "i@e.jp") == b"From: <i@e.jp>\r\nSubject: s\r\n\r\nb"
 
 
+def test_a_big_one_is_changed_alike() -> None:
+    text = b"A line of the text.\r\n" * 40_000
+    for header in (b"From: a@b.example\r\nSubject: s\r\n", b"Subject: s\r\n", b""):
+        small = as_mailbox(header + b"\r\n", "i@e.jp")
+        assert as_mailbox(header + b"\r\n" + text, "i@e.jp") == small + text
+
+
 @given(
     st.lists(
         st.sampled_from(
