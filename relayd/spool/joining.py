@@ -83,14 +83,18 @@ def _fill(target: memoryview, pieces: list[Piece], window: int) -> None:
     pieces.reverse()
     at = 0
     while pieces:
-        octets = memoryview(pieces.pop())
-        for place in range(0, len(octets), STEP):
-            step = octets[place : place + STEP]
-            into = target[at : at + len(step)]
-            if not (window >= 0 and _through_kernel(window, step, into)):
-                into[:] = step
-            at += len(step)
-        del octets, step
+        at = _copy(memoryview(pieces.pop()), target, at, window)
+
+
+def _copy(octets: memoryview, target: memoryview, at: int, window: int) -> int:
+    """Copy one piece to its place; where the next one goes."""
+    for place in range(0, len(octets), STEP):
+        step = octets[place : place + STEP]
+        into = target[at : at + len(step)]
+        if not (window >= 0 and _through_kernel(window, step, into)):
+            into[:] = step
+        at += len(step)
+    return at
 
 
 def _through_kernel(window: int, step: memoryview, into: memoryview) -> bool:

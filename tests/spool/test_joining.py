@@ -22,6 +22,13 @@ def test_it_is_what_bytes_join_makes(pieces: list[bytes], viewed: list[bool]) ->
     assert join(list(mixed)) == b"".join(pieces)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_an_empty_piece_among_big_ones_is_nothing(place: int) -> None:
+    pieces = [b"x" * APART, b"y" * APART]
+    pieces.insert(place, b"")
+    assert join(list(pieces)) == await Joiner().joined(list(pieces)) == b"x" * APART + b"y" * APART
+
+
 async def test_small_and_big_ones_are_awaited_alike() -> None:
     joiner = Joiner()
     for pieces in ([], [b"one"], [memoryview(b"one")], [b"a", b"b"], [b"x" * APART], [b"x" * APART, b"y"]):
