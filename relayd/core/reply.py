@@ -37,6 +37,8 @@ class Reply:
 
     def wire(self) -> bytes:
         """The octets to send, CRLF included, every line carrying code and enhanced code (RFC 2034)."""
+        if "\n" not in self.text and self.enhanced:
+            return f"{self.code} {self.enhanced} {self.text}\r\n".encode()
         lines = self.text.split("\n")
         prefix = f"{self.enhanced} " if self.enhanced else ""
         out = [f"{self.code}-{prefix}{line}" for line in lines[:-1]]

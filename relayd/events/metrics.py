@@ -58,7 +58,10 @@ class Metrics:
     # -- what there is
 
     def _tally(self, name: str, text: str, *labels: str) -> Tally:
-        tally = Tally(Counter(name, text, labels, registry=self.registry), len(labels), self._tallies)
+        return self._tallied(Counter(name, text, labels, registry=self.registry), len(labels))
+
+    def _tallied(self, metric: Counter | Gauge, labels: int) -> Tally:
+        tally = Tally(metric, labels, self._tallies)
         self._tallies.all.append(tally)
         return tally
 
@@ -108,7 +111,7 @@ class Metrics:
             self._tally("relayd_connections_opened_total", "Client connections taken.", "listener"),
             self._tally("relayd_tls_connections_total", "TLS handshakes with clients.", "listener", "version"),
             self._tally("relayd_long_lines_total", "Lines over limits.line_length, relayed as they came.", "listener"),
-            self._gauge("relayd_connections", "Open client connections.", "listener"),
+            self._tallied(self._gauge("relayd_connections", "Open client connections.", "listener"), 1),
         )
 
     def _delivery_metrics(self) -> DeliveryMetrics:
@@ -324,22 +327,21 @@ class IntakeMetrics:
 class ListenerMetrics:
     """A listener observer (relayd/listener/observer.py)."""
 
-    def __init__(self, refused: Tally, total: Tally, tls: Tally, long_lines: Tally, gauge: Gauge) -> None:
+    def __init__(self, refused: Tally, total: Tally, tls: Tally, long_lines: Tally, open_: Tally) -> None:
         self._refused = refused
         self._total = total
         self._tls = tls
         self._long_lines = long_lines
-        self._gauge = gauge
-        self._open: dict[str, Gauge] = {}
+        self._open = open_
 
     def connected(self, listener: str) -> None:
         """A connection was taken in."""
         self._total.add(listener)
-        self._of(listener).inc()
+        self._open.add(listener)
 
     def disconnected(self, listener: str) -> None:
         """It is gone."""
-        self._of(listener).dec()
+        self._open.add(listener, count=-1)
 
     def tls(self, listener: str, version: str) -> None:
         """A handshake succeeded."""
@@ -352,12 +354,6 @@ class ListenerMetrics:
     def long_lines(self, listener: str, count: int) -> None:
         """A message was taken with so many lines over the standard length."""
         self._long_lines.add(listener, count=count)
-
-    def _of(self, listener: str) -> Gauge:
-        gauge = self._open.get(listener)
-        if gauge is None:
-            gauge = self._open[listener] = self._gauge.labels(listener)
-        return gauge
 
 
 class InboundMetrics:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 FLUSH = 1.0
 """Seconds after which what was counted is shown by other workers too."""
@@ -20,14 +20,14 @@ Labels = tuple[object, ...]
 
 
 class Tally:
-    """A counter whose additions wait in a dictionary until `flush`."""
+    """A counter, or a gauge of what comes and goes, whose additions wait in a dictionary until `flush`."""
 
     __slots__ = ("_children", "_counter", "_labels", "_wake", "pending")
 
-    def __init__(self, counter: Counter, labels: int, wake: Tallies) -> None:
+    def __init__(self, counter: Counter | Gauge, labels: int, wake: Tallies) -> None:
         self._counter = counter
         self._labels = labels
-        self._children: dict[Labels, Counter] = {}
+        self._children: dict[Labels, Counter | Gauge] = {}
         self._wake = wake
         self.pending: dict[Labels, float] = {}
 
@@ -51,7 +51,7 @@ class Tally:
             child.inc(count)
         self.pending.clear()
 
-    def _child(self, labels: Labels) -> Counter:
+    def _child(self, labels: Labels) -> Counter | Gauge:
         if not labels:
             return self._counter
         if len(self._children) >= MOST_LABELS:

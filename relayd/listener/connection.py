@@ -6,6 +6,7 @@ login.py's; decisions are intake's.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -95,10 +96,10 @@ class Connection(Opening):
             )
 
     def _log_end(self) -> None:
-        client = self.client
-        structlog.get_logger("relayd.listener").debug(
-            "session closed", peer=str(client.peer), listener=client.listener.name, helo=client.helo, mails=client.mails
-        )
+        log, client = self.server.log, self.client
+        if log.is_enabled_for(logging.DEBUG):
+            listener, helo = client.listener.name, client.helo
+            log.debug("session closed", peer=str(client.peer), listener=listener, helo=helo, mails=client.mails)
 
     # --- commands
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 from contextlib import suppress
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,8 +79,8 @@ class Opening(Login):
     def _admitted(self, peername: Any) -> bool:
         server = self.server
         listener = server.listener
-        peer = unmapped(ip_address(peername[0].partition("%")[0]))
-        self.client = ClientSession(listener, peer, peername[1], peer.is_loopback, server.clock())
+        peer, loopback = _address(peername[0])
+        self.client = ClientSession(listener, peer, peername[1], loopback, server.clock())
         server.connections.add(self)
         if not server.counter.enter(self):
             refusal = ListenerRefusal.CONNECTIONS
@@ -315,6 +316,13 @@ class Opening(Login):
             self.wire.abort()
         elif self.task is not None:
             self.task.cancel()
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> tuple[IPv4Address | IPv6Address, bool]:
+    """The address that the kernel names, and whether it is this machine's own. Clients come again."""
+    address = unmapped(ip_address(text.partition("%")[0]))
+    return address, address.is_loopback
 
 
 def _too_early(octets: bytes) -> Goodbye:

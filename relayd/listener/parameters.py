@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from relayd.core.address import AddressError, validate
@@ -49,6 +50,12 @@ _BINARY = Reply(555, "5.5.4", "BODY=BINARYMIME is not offered")
 
 def parse_mail(argument: str, *, esmtp: bool = True) -> tuple[Envelope, int]:
     """The envelope and the declared SIZE (0: none) of what follows the verb MAIL. Raises Refused."""
+    if argument.endswith(">"):  # no SIZE, so the same sender's next mail is likely to say just this
+        return _parse_mail_again(argument, esmtp)
+    return _parse_mail(argument, esmtp)
+
+
+def _parse_mail(argument: str, esmtp: bool) -> tuple[Envelope, int]:
     path, parameters = _split(argument, "FROM:", SYNTAX_MAIL, esmtp)
     if not parameters:
         if path:
@@ -60,6 +67,9 @@ def parse_mail(argument: str, *, esmtp: bool = True) -> tuple[Envelope, int]:
         _check(path, utf8=utf8, sender=True)
     body = said.get("BODY", Body.SEVEN_BIT)
     return Envelope(path, body, utf8, said.get("RET"), said.get("ENVID")), said.get("SIZE", 0)
+
+
+_parse_mail_again = lru_cache(maxsize=256)(_parse_mail)
 
 
 def parse_rcpt(argument: str, hostname: str, *, esmtp: bool = True, utf8: bool = False) -> Recipient:

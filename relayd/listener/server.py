@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from relayd.config.models import BareNewlines, Limits, Listener, ListenerTLS, Role
 from relayd.core.counter import ConnectionCounter
@@ -75,6 +76,7 @@ class ListenerServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._processors: Any = None
         self._odd_second = 0
         self._odd_lines = 0
         self._numbers = 0
@@ -219,6 +221,15 @@ class ListenerServer:
         await self._empty.wait()
 
     # --- for connections
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        """Made once for each set-up of logging: making one for each connection would cost more than its greeting."""
+        processors = structlog.get_config()["processors"]
+        if processors is not self._processors:
+            self._processors = processors
+            self._log: FilteringBoundLogger = structlog.get_logger("relayd.listener").bind()
+        return self._log
 
     def run(self, connection: Opening) -> asyncio.Task[None]:
         """Start a session's task. It is owned here until it has ended and its socket is gone."""

@@ -319,6 +319,8 @@ class Stream(Deadlines):
         self.discard_input()
         if reply is None or reply is replies.BYE or self._eof or not self.wire.can_write_eof():
             self.wire.close()
+            if not self.wire.get_write_buffer_size() and self.wire.get_extra_info("ssl_object") is None:
+                return  # nothing is left to wait for: the socket is gone in the next turn of the loop
         else:
             self.wire.write_eof()
             self.go_on_reading()
