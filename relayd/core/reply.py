@@ -37,13 +37,10 @@ class Reply:
 
     def wire(self) -> bytes:
         """The octets to send, CRLF included, every line carrying code and enhanced code (RFC 2034)."""
-        if "\n" not in self.text and self.enhanced:
-            return f"{self.code} {self.enhanced} {self.text}\r\n".encode()
-        lines = self.text.split("\n")
         prefix = f"{self.enhanced} " if self.enhanced else ""
-        out = [f"{self.code}-{prefix}{line}" for line in lines[:-1]]
-        out.append(f"{self.code} {prefix}{lines[-1]}")
-        return "".join(f"{line}\r\n" for line in out).encode("utf-8")
+        *others, last = self.text.split("\n")
+        front = "".join(f"{self.code}-{prefix}{line}\r\n" for line in others) if others else ""
+        return f"{front}{self.code} {prefix}{last}\r\n".encode()
 
 
 def parse_reply(code: int, text: str, *, limit: int = 2000) -> Reply:

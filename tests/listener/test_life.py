@@ -16,6 +16,7 @@ from relayd.core.reply import Reply
 from relayd.listener.observer import ListenerRefusal
 from tests.listener.conftest import Client, Serve, limits, until
 from tests.support.fake_door import KEPT, FakeDoor
+from tests.support.log_lines import log_lines
 
 ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
 
@@ -269,6 +270,20 @@ async def test_odd_clients_leave_one_log_line_without_control_characters(serve: 
     (line,) = [log for log in logs if log["event"] == "session ended"]
     assert (line["reason"], line["peer"], line["log_level"]) == ("protocol", "127.0.0.1", "info")
     assert all(str(value).isprintable() for log in logs for value in log.values())
+
+
+async def test_the_end_of_a_session_is_told_at_debug_also_after_logging_was_set_up_anew(serve: Serve) -> None:
+    served = await serve()
+
+    async def end() -> None:
+        client = await served.greeted()
+        assert (await client.ask("QUIT")).startswith("221")
+        await until(lambda: not served.server._tasks)
+
+    for level, lines in (("info", 0), ("debug", 1), ("info", 0)):
+        with log_lines(level) as log:
+            await end()
+            assert len(log.all("session closed")) == lines
 
 
 async def test_odd_clients_cannot_flood_the_log(serve: Serve) -> None:

@@ -140,6 +140,21 @@ def test_rcpt_that_is_refused(argument: str, reply: str) -> None:
     assert str(refused.value.reply).startswith(reply)
 
 
+@pytest.mark.parametrize("argument", ["FROM:<a@example.com>", "FROM:<>", "FROM:<a@example.com> AUTH=<>", "FROM:a>"])
+@pytest.mark.parametrize("esmtp", [True, False])
+def test_a_sender_who_comes_again_is_judged_as_the_first_time(argument: str, esmtp: bool) -> None:
+    def outcome() -> object:
+        try:
+            return parse_mail(argument, esmtp=esmtp)
+        except Refused as refused:
+            return refused.reply
+
+    parse_mail("FROM:<a@example.com>", esmtp=not esmtp)
+    assert outcome() == outcome()
+    taken = argument in ("FROM:<a@example.com>", "FROM:<>") or (esmtp and argument.endswith("AUTH=<>"))
+    assert isinstance(outcome(), tuple) is taken
+
+
 def test_parameters_need_ehlo() -> None:
     with pytest.raises(Refused) as refused:
         parse_mail("FROM:<a@example.com> SIZE=1", esmtp=False)
