@@ -196,7 +196,9 @@ class Stream(Deadlines):
     async def more(self) -> None:
         """Wait for input, having written the replies. Raises as `work` does."""
         self.flush()
-        await self._until_writable()
+        if self._paused:
+            await self._until_writable()
+            return  # for what has come meanwhile
         self._check_end()
         self._waiter = waiter = self.loop.create_future()
         await waiter

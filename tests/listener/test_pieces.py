@@ -195,6 +195,11 @@ async def test_replies_and_mails_do_not_depend_on_how_octets_arrive() -> None:
         assert await play(turns, by_line, deaf=True) == wanted, turns
 
 
+async def test_an_answer_that_comes_before_its_challenge_was_read_is_taken() -> None:
+    turns = [b"EHLO app\r\n", b"AUTH LOGIN\r\n", b"YQ==\r\nYg==\r\n"]
+    assert await play(turns, by_line, deaf=True) == await play(turns, by_line)
+
+
 async def test_every_turn_octet_by_octet() -> None:
     for turn in TURNS:
         turns = [b"EHLO app\r\n", b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\n", turn]
