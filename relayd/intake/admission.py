@@ -134,6 +134,7 @@ RATE = Refused(Refusal.RATE, Reply(450, "4.7.1", "You are sending faster than yo
 NOT_OURS = Refused(Refusal.UNKNOWN_RECIPIENT, Reply(550, "5.1.1", "No such address here"))
 FORGED = Refused(Refusal.FORGED, NOT_OURS.reply)
 """A return path of ours in form, but not signed by us, or expired."""
+LONG_HEADER = Refused(Refusal.SIZE, Reply(552, "5.3.4", "The header of the message is too big, 1 MiB at most"))
 LOOP = Refused(Refusal.LOOP, Reply(550, "5.4.6", "Too many Received headers: this message is in a mail loop"))
 
 

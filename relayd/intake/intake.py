@@ -245,20 +245,24 @@ class Intake:
             if rest:
                 size += sum(map(len, rest))
                 content = await self._preparer.with_header(content, rest)
-            facts = self._preparer.facts(content)
-            refused = admission.content(
-                admission.ContentFacts(
-                    size,
-                    self._limits_of(listener).message_size,
-                    facts.received_count,
-                    self._limits.received_headers,
-                    self._unvouched(listener, facts),
+            facts = await self._preparer.facts_of(content)
+            refused = (
+                admission.LONG_HEADER
+                if facts is None
+                else admission.content(
+                    admission.ContentFacts(
+                        size,
+                        self._limits_of(listener).message_size,
+                        facts.received_count,
+                        self._limits.received_headers,
+                        self._unvouched(listener, facts),
+                    )
                 )
             )
             if refused is None and session.credential is not None:
                 refused = await self._rate(session.credential.username)
-            if refused is not None:
-                return self._refuse(refused, listener)
+            if refused is not None or facts is None:
+                return self._refuse(refused or admission.LONG_HEADER, listener)
             kept = await self._preparer.prepare(
                 number=self._store.mint(),
                 now=self._clock(),
@@ -298,7 +302,7 @@ class Intake:
             envelope=Envelope(""),
             recipients=(Recipient(address),),
             content=content,
-            facts=self._preparer.facts(content),
+            facts=await self._preparer.facts_of(content) or HeaderFacts(),
             trace=False,
         )
         error = await self._keep(kept)

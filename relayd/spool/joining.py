@@ -31,10 +31,13 @@ class Joiner:
 
         The list of a big content is empty afterwards.
         """
+        first = pieces[0] if len(pieces) == 1 else None
+        if type(first) is bytes:
+            pieces.clear()
+            return first
         size = sum(map(len, pieces))
         if size < APART:
-            first = pieces[0] if len(pieces) == 1 else None
-            return first if type(first) is bytes else b"".join(pieces)
+            return b"".join(pieces)
         # In a thread it would be no better: who copies there either keeps the interpreter lock from the loop, or, by
         # the kernel, takes twice as long on a processor that the loop wants.
         async with self._turn:

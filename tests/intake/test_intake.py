@@ -13,7 +13,7 @@ from relayd.core.ids import format_id, parse_id
 from relayd.core.lifecycle import State
 from relayd.core.mail import Body, Envelope, Recipient
 from relayd.core.reply import Reply
-from relayd.intake.submission import protocol_word
+from relayd.intake.submission import HEADER_MAX, protocol_word
 from relayd.spool.store import StoreError, StoreFullError
 from tests.intake.conftest import CRM_HASH, SHOP_HASH, House, make_config
 
@@ -103,6 +103,32 @@ async def test_a_big_one_in_pieces_is_kept_as_though_it_came_whole(house: House,
     assert put_together.message.size == whole.message.size == len(whole.content)
     for fact in ("from_domain", "subject", "campaign", "labels"):
         assert getattr(put_together.message, fact) == getattr(whole.message, fact)
+
+
+LINES = {
+    "fields": b"X-Endless: header\r\n",
+    "one field": b" of many lines\r\n",
+    "no line end": b"x",
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_header_beyond_all_measure_is_refused(house: House, line: bytes, whole: bool) -> None:
+    content = b"From: a@b.example\r\nX-Long:" + line * (HEADER_MAX // len(line))
+    rest = [] if whole else [content[70_000:] + b"\r\n\r\nHello\r\n"]
+    first = content + b"\r\n\r\nHello\r\n" if whole else content[:70_000]
+    assert code(await house.intake.submit(house.session(), ENVELOPE, TO, first, rest)) == "552 5.3.4"
+    assert not house.store.accepted
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"no field\r\n"])
+async def test_a_header_that_ends_in_time_is_not_taken_for_a_longer_one(house: House, end: bytes) -> None:
+    header = b"From: a@b.example\r\n" + b"X-Endless: header\r\n" * ((HEADER_MAX - 100) // 19)
+    content = header + end + b"X-Text: no field\r\n" * 10_000
+    assert len(header) < HEADER_MAX < len(content)
+    assert code(await house.intake.submit(house.session(), ENVELOPE, TO, content)) == "250 2.0.0"
+    assert house.store.accepted[0].content.endswith(header + end + b"X-Text: no field\r\n" * 10_000)
 
 
 async def test_the_size_of_all_pieces_counts(house: House) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relayd.intake.memory import MemoryBudget
-from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rules
+from relayd.listener.content import ChunkReader, Content, DotReader, Fault, Rules, hides_end
 
 RULES = Rules(size=100_000, line=998, line_max=2000, normalise=False)
 
@@ -141,3 +141,18 @@ def test_single_octets_are_not_kept_as_objects_of_their_own() -> None:
         reader.feed(bytes([octet]))
     assert reader.feed(b".\r\n") == 3
     assert len(content.pieces()) == 1
+
+
+_SLOW_HIDDEN_END = re.compile(rb"(?:\A|\n)\0++\.\0*\r\n")
+_lines = st.lists(
+    st.sampled_from([b"\0.\r\n", b"\0\0.\0\r\n", b"\0", b".", b"\r\n", b"x\0.\r\n", b"\0x.\r\n", b".\r\n", b"\0\r\n"]),
+    max_size=5,
+).map(b"".join)
+
+
+@given(_lines, st.integers(65_500, 65_560), st.booleans(), _lines)
+@example(b"", 65_536, True, b"\0.\r\n")
+def test_a_hidden_end_is_found_wherever_it_lies(before: bytes, gap: int, whole: bool, after: bytes) -> None:
+    octets = before + b"x" * gap + (b"\r\n" if whole else b"") + after
+    assert hides_end(octets) is (_SLOW_HIDDEN_END.search(octets) is not None)
+    assert hides_end(before) is (_SLOW_HIDDEN_END.search(before) is not None)

@@ -31,8 +31,9 @@ SLACK = 48 * MIB
 """Of a worker: what the interpreter, SQLite and copies under way take besides."""
 SPARE = MEMORY * MIB // 8
 """Of a worker: what small mails have beside `limits.memory`."""
-JOINED = 2 * 50 * MIB
-"""Of a worker: two more copies of the mail that is put together, one at a time, of `limits.message_size` at most."""
+LEAVING = 2 * 50 * MIB
+"""Of a worker: two copies of `limits.message_size`. A mail read back from disk to go out counts nowhere, and SQLite
+makes another copy where the sandbox keeps it."""
 
 CROWD = {
     "idle": 10_000,
@@ -116,7 +117,7 @@ async def _rounds(context: Context) -> Figures:
                     meanwhile.append(await _one(daemon.port, context, "in the crowd"))
                 context.say(f"{len(meanwhile)} mails, {watch.peak / MIB:.0f} MiB")
         watch.stop()
-        cap = before + WORKERS * (MEMORY * MIB + SPARE + JOINED + SLACK) + connections * PER_CONNECTION
+        cap = before + WORKERS * (MEMORY * MIB + SPARE + LEAVING + SLACK) + connections * PER_CONNECTION
         context.promise(watch.peak <= cap, f"memory was {watch.peak / MIB:.0f} MiB, above {cap / MIB:.0f} MiB")
         after = [await _one(daemon.port, context, "afterwards") for _ in range(200 if long else 10)]
         assert await daemon.stop() == 0
