@@ -28,6 +28,8 @@ MAX_MAILS = 10_000
 MAX_OCTETS = 1024**3
 """The oldest mails go when there are more than this."""
 MAX_REFUSALS = 10_000
+SUBJECT_WITHIN = 65_536
+"""Octets that are looked at for the subject: to read all of a long header would hold up others."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS mails(
@@ -153,7 +155,7 @@ class Keepsakes:
 
     async def keep(self, mail: Outgoing, recipients: Sequence[str], at: Millis) -> int:
         """Keep one mail and drop the oldest beyond the limits; its number. Raises sqlite3.Error."""
-        subject = headers.facts(mail.content).subject
+        subject = headers.facts(mail.content[:SUBJECT_WITHIN]).subject
         row = (at, mail.id, mail.envelope.sender, orjson.dumps(list(recipients)).decode(), subject, len(mail.content))
         return await self._run(lambda connection: self._keep(connection, row, mail.content))
 
