@@ -488,7 +488,7 @@ class Config(Model):
         Literal["auto"] | int,
         BeforeValidator(_workers),
         WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 512}]}),
-    ] = Field("auto", description="Processes. `auto`: one per core, each on its own. 1: a single process.")
+    ] = Field("auto", description="Processes. `auto`: one per core. 1: a single process.")
     secret: Secret | None = Field(
         None,
         description="Key for tokens and stored secrets. Where it, or the file it names, is absent, one is made in"

@@ -20,7 +20,6 @@ from relayd.config.models import Config
 from relayd.config.secret import secrets_of
 from relayd.sockets import Sockets
 from relayd.workers import garbage
-from relayd.workers.affinity import Affinity
 from relayd.workers.channel import Channel, read_memory
 from relayd.workers.sealing import unseal
 
@@ -63,7 +62,6 @@ class Worker:
         self._app: Application | None = None
         self._config: Config | None = None
         self._sockets: Sockets | None = None
-        self._affinity: Affinity | None = None
         self._log = structlog.get_logger("relayd.worker")
 
     async def run(self) -> int:
@@ -107,8 +105,6 @@ class Worker:
             self._app = self._build(config, slot=slot, slots=int(message["slots"]), sockets=self._sockets)
             await self._app.start()
             garbage.settle()
-            self._affinity = Affinity(slot, int(message["slots"]))
-            self._affinity.settle()
         except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
             self._log.exception("worker_not_started")
             self._channel.send({"say": "failed", "reason": f"{type(error).__name__}: {error}"[:1000]})
@@ -153,8 +149,6 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             self._channel.send({"say": "alive"})
-            if self._affinity is not None:
-                self._affinity.free_others()
             await asyncio.sleep(BEAT)
 
     def _receive(self, message: dict[str, Any], fds: list[int]) -> None:
