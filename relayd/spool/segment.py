@@ -1,7 +1,7 @@
 """One segment at work: its connections, its group commit, its reads. Which segment a message belongs to is sqlite.py's.
 
 Group commit: whatever arrives while a commit is under way shares the next one, so a disk that syncs slowly only
-makes the groups larger.
+makes the groups larger; and a loop that is busy brings more before it begins.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from relayd.core.event import Event
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
 from relayd.spool import files, reads, schema, writes
+from relayd.spool.company import company
 from relayd.spool.connection import Connection, open_reader, open_writer
 from relayd.spool.faults import is_damage, store_error
 from relayd.spool.schema import CHECKPOINT_PAGES, PAGE
@@ -151,6 +152,7 @@ class Segment:
         loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
+                await company(loop.time)
                 batch = self._take()
                 begun = loop.time()
                 try:

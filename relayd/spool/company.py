@@ -1,0 +1,24 @@
+"""When a commit begins: at once where nobody else is busy, a moment later where clients are about to bring more.
+
+Each commit has a cost of its own besides what it writes, and takes the interpreter lock from the loop several times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+COMPANY = 0.002
+"""Seconds that a commit waits at most."""
+STILL = 0.00004
+"""Seconds of a turn of the loop in which nobody brought anything."""
+
+
+async def company(clock: Callable[[], float]) -> None:
+    """Wait as long as the loop is busy, `COMPANY` at most: what comes meanwhile shares the commit."""
+    begun = now = clock()
+    while now - begun < COMPANY:
+        await asyncio.sleep(0)
+        then, now = now, clock()
+        if now - then < STILL:
+            return
