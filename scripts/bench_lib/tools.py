@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,14 +102,13 @@ class PostfixSink:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         user = ["-u", "nobody"] if os.getuid() == 0 else []
+        # a pipe would fill while nobody asks, and the sink stand still
+        self._shown = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self._process = subprocess.Popen(
             [_find("smtp-sink"), "-c", *user, f"127.0.0.1:{self.port}", "1000"],
-            stdout=subprocess.PIPE,
+            stdout=self._shown,
             stdin=subprocess.DEVNULL,
         )
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
-        self._count = 0
         self._wait()
 
     def _wait(self) -> None:
@@ -120,15 +120,14 @@ class PostfixSink:
         raise RuntimeError("smtp-sink did not start")
 
     def count(self) -> int:
-        assert self._process.stdout is not None
-        shown = re.findall(rb"(\d+)\r", self._process.stdout.read() or b"")
-        if shown:
-            self._count = int(shown[-1])
-        return self._count
+        end = os.fstat(self._shown.fileno()).st_size
+        shown = re.findall(rb"(\d+)\r", os.pread(self._shown.fileno(), 64, max(end - 64, 0)))
+        return int(shown[-1]) if shown else 0
 
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._shown.close()
 
 
 def postfix_source(port: int, load: Load) -> Sent:
