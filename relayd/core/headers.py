@@ -74,6 +74,9 @@ class HeaderFacts:
     """Offset of the first octet of the body."""
     co_authors: tuple[str, ...] = ()
     """Domains of all further From mailboxes, and of further From fields ("" for such a field without any)."""
+    plain: bool = field(default=False, compare=False)
+    """An ordinary header, without the campaign's field and those of `labels`: where no others are cut out, what is put
+    in front of the message is all that `assembly` would do."""
 
 
 def scan(content: bytes) -> HeaderBlock:
@@ -163,7 +166,7 @@ def facts(content: bytes, campaign_header: str = "", labels: Collection[str] = (
             if lowered[end + 2 : end + 3] not in _BLANK_OCTETS:
                 return content[start:end]
 
-    return _read(value, lowered.count(b"\r\nreceived:"), len(lowered), campaign_header, labels)
+    return _read(value, lowered.count(b"\r\nreceived:"), len(lowered), campaign_header, labels, ordinary=True)
 
 
 def _facts(content: bytes, block: HeaderBlock, campaign_header: str, labels: Collection[str]) -> HeaderFacts:
@@ -194,6 +197,8 @@ def _read(
     body: int,
     campaign_header: str,
     labels: Collection[str],
+    *,
+    ordinary: bool = False,
 ) -> HeaderFacts:
     author, subject, message_id = value(b"from"), value(b"subject"), value(b"message-id")
     authors = () if author is None else author_domains(author)
@@ -214,6 +219,7 @@ def _read(
         found,
         body,
         authors[1:],
+        ordinary and campaign is None and not found,
     )
 
 

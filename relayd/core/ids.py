@@ -60,6 +60,11 @@ def slot_of(message: MessageId) -> int:
     return (message >> 12) & MAX_SLOT
 
 
+def place_of(message: MessageId) -> tuple[int, Millis]:
+    """Slot and time at once."""
+    return (message >> 12) & MAX_SLOT, (message >> 22) + EPOCH
+
+
 @lru_cache(maxsize=512)
 def format_id(message: MessageId) -> str:
     """The 13 letters that logs, commands and Received headers show."""

@@ -82,6 +82,7 @@ class Spread:
         histogram, pending = self._histogram, self._pending
         if not pending:
             return
+        self._pending = []
         bounds = histogram._upper_bounds
         counts = [0] * len(bounds)
         for amount in pending:
@@ -90,7 +91,6 @@ class Spread:
             if count:
                 bucket.inc(count)
         histogram._sum.inc(sum(pending))
-        pending.clear()
 
 
 class Tallies:

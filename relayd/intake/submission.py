@@ -162,7 +162,10 @@ class Preparer:
             front += headers.message_id_header(id_text, self._hostname)
             message_id = f"<{id_text}@{self._hostname}>"
         drop = () if origin.inbound else self._drop
-        pieces = await self._assembly(content, front, drop)
+        # the fields that are dropped are those that facts looks for
+        pieces: list[bytes | memoryview] = [front, content]
+        if not (facts.plain and front):
+            pieces = await self._assembly(content, front, drop)
         if rest:
             pieces += rest
             rest.clear()

@@ -105,6 +105,8 @@ class Opening(Login):
             await self._open_socket(self._socket)
         else:
             await asyncio.sleep(0)  # what came before is handed over by now: cheaper than to ask the kernel for it
+            if self.lost:
+                raise Gone
             self.hold_address()
         if self.pending:
             raise _too_early(self.take_input())
@@ -150,6 +152,8 @@ class Opening(Login):
 
     def recognise(self) -> None:
         """Tell the counter whether this is somebody who may send, or a stranger, who gives way to others."""
+        if self.lost:  # it has left the counter, which must not hear of it again
+            return
         client, counter = self.client, self.server.counter
         if client.network is None and client.credential is None:
             counter.stranger(self)
@@ -297,7 +301,7 @@ class Opening(Login):
 
     def give_way(self) -> bool:
         """There are too many connections: leave at once, for somebody else. False while intake is at work for us."""
-        if self.phase is Phase.OURS or (self.phase is Phase.OPENING and not self._begun):
+        if self.lost or self.phase is Phase.OURS or (self.phase is Phase.OPENING and not self._begun):
             return False
         refusal = ListenerRefusal.DISPLACED
         self.server.observer.refused(self.client.listener.name, refusal)

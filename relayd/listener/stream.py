@@ -225,6 +225,7 @@ class Stream(Deadlines):
             self._position = end
         if self._skipped or len(line) > LINE_MAX:
             self._skipped = 0
+            self.line_taken()  # the next one has its own time
             raise Refused(replies.LINE_TOO_LONG, ListenerRefusal.COMMAND_LINE)
         return line
 
@@ -330,7 +331,7 @@ class Stream(Deadlines):
 
     def hurry_out(self, reply: Reply) -> None:
         """Close without waiting for anything; the session's task ends once the socket is gone."""
-        if self._paused:
+        if self._paused or self.wire.is_closing():
             self.wire.abort()
             return
         self.wire.write(reply.wire())

@@ -37,7 +37,8 @@ class Turnstile:
         self._queue.append(reader)
 
     def _turn(self) -> None:
-        for _ in range(min(AT_ONCE, len(self._queue))):
-            self._queue.popleft().read_in_turn()
+        readers = [self._queue.popleft() for _ in range(min(AT_ONCE, len(self._queue)))]
         if self._queue:
             self._loop.call_soon(self._turn)
+        for reader in readers:
+            reader.read_in_turn()

@@ -37,7 +37,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
 def message_row(message: Message) -> Row:

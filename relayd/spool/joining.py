@@ -43,11 +43,14 @@ class Joiner:
         async with self._turn:
             whole = _untouched(size)
             pieces.reverse()
+            since = 0  # octets copied in this turn of the loop: pieces may be as small as a packet
             while pieces:
                 octets = memoryview(pieces.pop())
                 for place in range(0, len(octets), STEP):
-                    whole.write(octets[place : place + STEP])
-                    await asyncio.sleep(0)
+                    since += whole.write(octets[place : place + STEP])
+                    if since >= STEP:
+                        since = 0
+                        await asyncio.sleep(0)
                 del octets
             return whole.getvalue()
 

@@ -152,8 +152,10 @@ class Segment:
         loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
-                await company(loop.time)
+                await company()
                 batch = self._take()
+                if not (batch.items or batch.parts):  # the segment was given up meanwhile
+                    continue
                 begun = loop.time()
                 try:
                     writer = self._writer or await self._open_writer()

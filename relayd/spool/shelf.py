@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from relayd.config.models import Spool
-from relayd.core.ids import IdMint, MessageId, format_id, slot_of, time_of
+from relayd.core.ids import IdMint, MessageId, format_id, place_of, time_of
 from relayd.core.units import Millis
 from relayd.spool import files, reads, schema, wal, writes
 from relayd.spool.faults import is_damage, store_error
@@ -231,14 +231,14 @@ class Shelf:
 
     def home(self, message: MessageId) -> Segment | None:
         """The segment of an id: the last one that starts at or before the id's moment."""
-        segments = self._segments.get(slot_of(message))
+        slot, at = place_of(message)
+        segments = self._segments.get(slot)
         if not segments:
             return None
-        at = time_of(message)
         if segments[-1].start <= at:
             return segments[-1]
         place = bisect_right(segments, at, key=lambda segment: segment.start)
-        if not place or any(lost[0] == slot_of(message) and lost[1] <= at < lost[2] for lost in self._lost):
+        if not place or any(lost[0] == slot and lost[1] <= at < lost[2] for lost in self._lost):
             return None
         return segments[place - 1]
 

@@ -58,7 +58,10 @@ class Alone:
     async def reload(self, orders: Orders) -> None:
         if self._app is None:
             raise WorkerFailedError("it has not started")
-        config = unseal(orders.sealed)
+        try:
+            config = unseal(orders.sealed)
+        except Exception as error:
+            raise WorkerFailedError(f"the configuration cannot be taken over: {type(error).__name__}") from error
         new = rebind(config, self._sockets)
         try:
             await self._app.reload(config, new)

@@ -6,7 +6,6 @@ How it is started is start.py's, how workers are kept running supervisor.py's, w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import pickle
 import signal
 import socket
@@ -163,8 +162,12 @@ class Daemon:
         while True:
             await self._hang_ups.wait()
             self._hang_ups.clear()
-            with contextlib.suppress(ControlError):  # told in the log by reload
+            try:
                 await self.reload()
+            except ControlError:
+                pass  # told in the log by reload
+            except Exception:  # noqa: BLE001 - the next SIGHUP must find somebody who listens
+                self._log.exception("not_reloaded")
 
     async def reload(self) -> list[str]:
         """Read, check and apply the file; what changed. Raises ControlError, with everything as it was."""

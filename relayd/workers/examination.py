@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
-import sys
 from pathlib import Path
 
+from relayd.workers.interpreter import command
 from relayd.workers.orders import Orders, Report
 
 PATIENCE = 60.0
 """Seconds for one look: a file may be on a network disk that has gone."""
+AFTER_KILL = 2.0
 
 
 class ExaminationError(Exception):
@@ -26,7 +27,7 @@ async def examine(path: Path, orders: Orders) -> Report:
     """Look at a file beside `orders`, which hold now. Raises ExaminationError."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "relayd.workers", "examine", str(path)),
+            *command("examine", str(path)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -41,7 +42,10 @@ async def examine(path: Path, orders: Orders) -> Report:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            # not for ever: who waits for a disk that has gone cannot be killed either
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AFTER_KILL):
+                    await process.wait()
     version, _, pickled = answer.partition(b"\n")
     if version and version != orders.version.encode():
         raise ExaminationError(
@@ -49,7 +53,10 @@ async def examine(path: Path, orders: Orders) -> Report:
         )
     if process.returncode:
         raise ExaminationError(f"the process that read the file ended with status {process.returncode}")
-    report = pickle.loads(pickled)  # noqa: S301 - written by our own child into a pipe that nobody else has
+    try:
+        report = pickle.loads(pickled)  # noqa: S301 - written by our own child into a pipe that nobody else has
+    except Exception as error:
+        raise ExaminationError(f"the process that read the file told nothing: {type(error).__name__}") from error
     if not isinstance(report, Report):
-        raise TypeError("no report")
+        raise ExaminationError("the process that read the file told something else")
     return report

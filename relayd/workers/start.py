@@ -25,6 +25,7 @@ from relayd.spool.lock import AlreadyRunningError, DataLock
 from relayd.spool.store import StoreError
 from relayd.workers.channel import write_memory
 from relayd.workers.groundwork import prepare
+from relayd.workers.interpreter import command
 from relayd.workers.orders import Handover
 from relayd.workers.sealing import seal
 
@@ -79,8 +80,7 @@ def _become_supervisor(config: Config, config_path: Path, lock: DataLock, *, gre
         os.set_inheritable(kept, True)
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, "-m", "relayd.workers", "daemon", str(fd), str(config_path)]
-    os.execv(sys.executable, command)  # noqa: S606 - our own program, without a shell
+    os.execv(sys.executable, command("daemon", str(fd), str(config_path)))  # noqa: S606 - our own program, without a shell
 
 
 def _raise_file_limit() -> None:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import structlog
 
 from relayd.events.shared import SupervisorMetrics, clear
 from relayd.sockets import Sockets, bind, rebind, shares
+from relayd.workers import interpreter
 from relayd.workers.channel import FDS_LIMIT, Channel, pair, write_memory
 from relayd.workers.orders import Orders
 
@@ -79,7 +79,7 @@ class Supervisor:
         *,
         inherit: Sequence[int] = (),
         sockets: Sequence[socket.socket] = (),
-        command: Sequence[str] = (sys.executable, "-m", "relayd.workers", "worker"),
+        command: Sequence[str] = (),
         patience: Patience | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -90,7 +90,7 @@ class Supervisor:
         """
         self._orders = orders
         self._inherit = tuple(inherit)
-        self._command = tuple(command)
+        self._command = tuple(command) or interpreter.command("worker")
         self._patience = patience or Patience()
         self._clock = clock
         self._log = structlog.get_logger("relayd.supervisor")
@@ -192,9 +192,13 @@ class Supervisor:
         theirs.close()
         slot.channel.open()
         slot.told = self._orders
-        self._tell(slot, "start", slot.told)
         watch = asyncio.create_task(self._watch(slot), name=f"watch over worker {slot.number}")
         try:
+            try:
+                self._tell(slot, "start", slot.told)
+            except OSError as error:  # no descriptor or no memory left: it comes again later
+                slot.reason = f"cannot be told what to do: {error.strerror}"
+                _signal(slot, signal.SIGKILL)
             return await slot.process.wait()
         finally:
             watch.cancel()
@@ -300,14 +304,18 @@ class Supervisor:
         """
         before = [slot.sockets for slot in self._slots]
         after = _rebind_all(orders, before)
-        applied = False
+        applied, skipped = False, list[_Slot]()
         for slot, sockets in zip(self._slots, after, strict=True):
             slot.sockets = sockets
             if slot.state != "ready":
+                skipped.append(slot)
                 continue
             fault = await self._reload_one(slot, orders)
             if fault is not None and not applied:
                 self._undo(before, after)
+                for other in skipped:
+                    if other.told is not None:  # it may have been started with the new sockets meanwhile
+                        self._tell(other, "reload", other.told)
                 raise WorkerFailedError(fault)
             applied = True
             self._orders = slot.told = orders
@@ -332,6 +340,8 @@ class Supervisor:
             # silent, or gone: where it is still there, nobody knows what it holds by now
             _signal(slot, signal.SIGTERM)
             return str(failure)
+        except OSError as error:
+            return f"worker {slot.number} cannot be told: {error.strerror}"
         return None if answer.get("error") is None else str(answer["error"])
 
     def _refused(self, slot: _Slot, fault: str) -> None:

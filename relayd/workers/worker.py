@@ -97,11 +97,11 @@ class Worker:
                     return await self._stop()
 
     async def _start(self, message: dict[str, Any], fds: list[int]) -> bool:
-        self._config = config = unseal(read_memory(fds[0]))
         slot = int(message["slot"])
-        logs.setup(config.log, secrets=secrets_of(config), slot=slot)
         self._sockets = Sockets.adopt(message["sockets"], fds[1:])
         try:
+            self._config = config = unseal(read_memory(fds[0]))
+            logs.setup(config.log, secrets=secrets_of(config), slot=slot)
             self._app = self._build(config, slot=slot, slots=int(message["slots"]), sockets=self._sockets)
             await self._app.start()
             garbage.settle()

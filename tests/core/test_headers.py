@@ -144,6 +144,19 @@ def test_quick_way_answers_as_the_careful_one(content: bytes) -> None:
 
 
 @given(messages)
+def test_where_the_facts_call_a_header_plain_there_is_nothing_to_cut_out(content: bytes) -> None:
+    ours, names = b"Received: ours\r\n", ["X-Relay-Campaign", "X-Label"]
+    if facts(content, names[0], names[1:]).plain:
+        assert assemble(content, prepend=ours, drop=names) == ours + content
+
+
+def test_an_ordinary_header_is_plain_unless_a_field_is_meant_for_us() -> None:
+    header = b"From: a@example.com\r\nSubject: x\r\n"
+    for field, plain in ((b"", True), (b"X-Label: a\r\n", False), (b"X-Relay-Campaign:\r\n", False)):
+        assert facts(header + field + b"\r\nbody\r\n", "X-Relay-Campaign", ["X-Label"]).plain is plain
+
+
+@given(messages)
 def test_quick_assembly_answers_as_the_careful_one(content: bytes) -> None:
     ours, names = b"Received: ours\r\n", {b"x-relay-campaign", b"x-label"}
     out = assemble(content, prepend=ours, drop=["X-Relay-Campaign", "X-Label"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 import ssl
+import struct
 from base64 import b64encode
 from typing import Any
 
@@ -11,6 +14,8 @@ import pytest
 
 from relayd.core.counter import ConnectionCounter
 from relayd.listener.observer import ListenerRefusal
+from relayd.listener.opening import Opening
+from relayd.listener.stream import LINE_MAX
 from tests.listener.conftest import Client, Serve, limits, until
 from tests.support.fake_door import KEPT, FakeDoor, known
 
@@ -177,3 +182,66 @@ def test_no_more_than_a_quarter_is_on_its_way_out() -> None:
         counter.leave(guest)
     assert counter.open == 0
     assert [counter.enter(guest) for guest in guests] == [True] * 10 + [False] * 10
+
+
+def reset(client: Client) -> None:
+    """End the connection by RST, as a client does that crashes, or a probe that only looks whether somebody listens."""
+    sock = client.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.writer.transport.abort()
+
+
+async def test_who_goes_while_its_mail_is_kept_leaves_its_place(serve: Serve) -> None:
+    served = await serve(door=FakeDoor(gate=asyncio.Event()))
+    counter = served.server.counter
+    counter.connections = 2
+    client = await served.greeted()
+    client.send(MAIL + b"DATA\r\nA: b\r\n\r\nx\r\n.\r\n")
+    await served.door.waiting.wait()
+    [connection] = served.server.connections
+    reset(client)
+    await until(lambda: connection.lost)
+    served.door.gate.set()
+    await until(lambda: not served.server.connections)
+    others = [await served.greeted() for _ in range(4)]  # the last two each displace one
+    assert len(served.contents) == 1
+    assert [await gone(other) for other in others[:2]] == [FULL + "\r\n"] * 2
+    for other in others[2:]:
+        assert await other.ask("NOOP") == "250 2.0.0 OK"
+
+
+async def test_who_goes_as_it_comes_is_not_counted_for_its_address(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve()
+    counter = served.server.counter
+    counter.connections_per_ip = 1
+    coming: list[socket.socket] = []
+    made = Opening.connection_made
+
+    def connection_made(self: Opening, transport: asyncio.BaseTransport) -> None:
+        made(self, transport)
+        while coming:
+            sock = coming.pop()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+    monkeypatch.setattr(Opening, "connection_made", connection_made)
+    for number in range(1, 11):
+        sock = socket.socket()
+        coming.append(sock)
+        sock.connect(served.address)
+        await until(lambda seen=number: served.seen.connections == seen and not served.server.connections)
+    client = await served.greeted()
+    assert await client.ask("NOOP") == "250 2.0.0 OK"
+
+
+async def test_the_line_behind_one_that_was_too_long_has_its_whole_time(serve: Serve) -> None:
+    served = await serve()
+    client = await served.greeted()
+    [connection] = served.server.connections
+    before, loop = connection._deadline, asyncio.get_running_loop()
+    now = loop.time()
+    await until(lambda: loop.time() > now + 0.01)
+    assert (await client.ask("NOOP " + "x" * LINE_MAX)).startswith("500 ")
+    assert before < connection._deadline < math.inf

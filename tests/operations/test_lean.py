@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from relayd.workers import examination
 from relayd.workers.examination import ExaminationError, examine
+from relayd.workers.interpreter import command
 from relayd.workers.sealing import seal, unseal
 from tests.operations.configs import config
 
@@ -66,3 +68,24 @@ async def test_a_daemon_that_was_upgraded_on_disk_asks_to_be_restarted(tmp_path:
     assert report.orders is None and any("upstreams" in fault for fault in report.faults)
     with pytest.raises(ExaminationError, match="restart it"):
         await examine(file, dataclasses.replace(orders, version="0.0.1"))
+
+
+@pytest.mark.parametrize("answer", ["b''", "b'garbage'", "pickle.dumps(7)"])
+async def test_an_examiner_that_tells_nothing_usable_is_no_fault_of_the_daemon(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = seal(config())
+    script = f"import pickle, sys; sys.stdout.buffer.write({orders.version.encode()!r} + b'\\n' + {answer})"
+    monkeypatch.setattr(examination, "command", lambda *words: (sys.executable, "-c", script))
+    with pytest.raises(ExaminationError, match="told"):
+        await examine(tmp_path / "relayd.yaml", orders)
+
+
+def test_another_process_of_ours_looks_into_the_working_directory_only_where_we_came_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/usr/local/bin", *sys.path])
+    assert command("worker", "5") == (sys.executable, "-P", "-m", "relayd.workers", "worker", "5")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert command("worker") == (sys.executable, "-m", "relayd.workers", "worker")

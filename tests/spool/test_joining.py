@@ -86,3 +86,13 @@ def test_a_short_write_or_read_loses_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert join([whole[:APART], whole[APART:]]) == whole
     monkeypatch.setattr(os, "preadv", less)
     assert join([whole[:APART], whole[APART:]]) == whole
+
+
+async def test_small_pieces_of_a_big_one_take_no_turn_of_the_loop_each() -> None:
+    pieces, turns = [b"x" * 4096] * 1024, 0
+    joining = asyncio.create_task(Joiner().joined(pieces))
+    while not joining.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert len(joining.result()) == 4096 * 1024
+    assert turns <= 4096 * 1024 // STEP + 4
