@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-COMPANY = 0.002
+COMPANY = 0.004
 """Seconds that a commit waits at most."""
 STILL = 0.00004
 """Seconds of a turn of the loop in which nobody brought anything."""
