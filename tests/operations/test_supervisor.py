@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import pytest
 from prometheus_client import values
 
 from relayd.sockets import BindError
+from relayd.workers.channel import write_memory
 from relayd.workers.orders import Orders
 from relayd.workers.sealing import seal
 from relayd.workers.supervisor import Patience, Supervisor, WorkerFailedError
@@ -99,6 +101,30 @@ async def test_clients_reach_every_worker_on_one_port(start: Start) -> None:
     facts = await workers(supervisor)
     assert [w["state"] for w in facts] == ["ready", "ready"]
     assert {w["slots"] for w in facts} == {2}, "each worker's own facts are among them"
+
+
+async def test_a_worker_that_cannot_be_told_what_to_do_is_started_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = await start()
+    writes = 0
+
+    def write(octets: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return write_memory(octets)
+
+    monkeypatch.setattr("relayd.workers.supervisor.write_memory", write)
+    os.kill((await workers(supervisor))[1]["pid"], signal.SIGKILL)
+
+    async def again() -> bool:
+        facts = (await workers(supervisor))[1]
+        return facts["state"] == "ready" and facts["restarts"] == 2
+
+    await until(again)
+    assert (await workers(supervisor))[1]["last_fault"] == "cannot be told what to do: Too many open files"
 
 
 async def test_a_killed_worker_is_restarted_and_nobody_is_refused_meanwhile(start: Start) -> None:
