@@ -148,6 +148,7 @@ def _changes(data_dir: Path, current: Path, file: Path) -> tuple[list[str], str]
 def _moves(data_dir: Path, new: Sequence[Route]) -> list[dict[str, Any]]:
     """Where these routes would send what waits now, by pairs of upstreams."""
     from relayd.core.ids import format_id
+    from relayd.core.mail import upstream_of
     from relayd.delivery.routing import RouteTable
     from relayd.spool.filter import QueueFilter
 
@@ -158,8 +159,7 @@ def _moves(data_dir: Path, new: Sequence[Route]) -> list[dict[str, Any]]:
     examples: dict[tuple[str, str], list[str]] = {}
     with reader_of(data_dir) as reader:
         for row in reader.find(QueueFilter()):
-            # accounts of one upstream have lanes of their own: UPSTREAM/ACCOUNT
-            upstream = row.waiting.lane.partition("/")[0]
+            upstream = upstream_of(row.waiting.lane)
             to = routes.upstream_for(row.message, row.waiting.recipient, upstream, keep=True) or ""
             if to == upstream:
                 continue

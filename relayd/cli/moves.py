@@ -87,12 +87,14 @@ def move(
 
 
 def _count(data_dir: Path, wanted: QueueFilter, to: str, *, as_json: bool) -> None:
+    from relayd.core.mail import upstream_of
+
     messages: set[int] = set()
     recipients = 0
     with reader_of(data_dir) as reader:
         for row in reader.find(wanted):
             lane = row.waiting.lane
-            if to not in (lane, lane.partition("/")[0]):
+            if to not in (lane, upstream_of(lane)):
                 messages.add(row.message.id)
                 recipients += 1
     if as_json:

@@ -123,7 +123,7 @@ def _resume(db: sqlite3.Connection, name: str, reason: str, *, let_bounce: bool)
         if ended is not None:
             done.append("held back by the storm guard" if ended.kind == "storm" else "suspended")
             if ended.kind == "storm" and stormed is not None:
-                standings.pardon(db, lane, stormed, now + 86_400_000)
+                standings.pardon(db, lane, stormed, now + standings.PARDON)
         if standings.unpause(db, lane, now, who()) is not None:
             done.append("paused")
     return list(dict.fromkeys(done))
@@ -186,10 +186,12 @@ def _what(event: UpstreamEvent) -> str:
 
 def standing_of(found: Standings | None, name: str) -> dict[str, Any]:
     """How an upstream or account stands, for people and programs."""
+    from relayd.core.mail import upstream_of
+
     suspension = None
     pause = None
     if found is not None:
-        suspension = found.suspensions.get(name) or found.suspensions.get(name.partition("/")[0])
+        suspension = found.suspensions.get(name) or found.suspensions.get(upstream_of(name))
         pauses = [each for lane, each in found.pauses.items() if lane == name or lane.startswith(f"{name}/")]
         pause = min(pauses, key=lambda each: each.since, default=None)
     if suspension is not None:

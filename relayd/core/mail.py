@@ -16,6 +16,11 @@ INBOUND = "@inbound"
 """The lane of mail that came back: it is read here and goes nowhere. No upstream can have this name."""
 
 
+def upstream_of(lane: str) -> str:
+    """The upstream that a lane waits for: each of its accounts has a lane of its own, UPSTREAM/ACCOUNT."""
+    return lane.partition("/")[0]
+
+
 class Body(StrEnum):
     """The BODY parameter of MAIL (RFC 6152)."""
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from relayd.core.blocking import Block
 from relayd.core.ids import MessageId
-from relayd.core.mail import Message
+from relayd.core.mail import Message, upstream_of
 from relayd.core.units import Millis
 from relayd.delivery.attempt import Attempts
 from relayd.delivery.budget import BudgetBook
@@ -27,7 +27,7 @@ from relayd.delivery.observer import DeliveryObserver
 from relayd.delivery.pace import Pace
 from relayd.delivery.rerouting import Rerouting
 from relayd.delivery.slots import ConnectionSlots
-from relayd.delivery.standings import StandingBook, upstream_of
+from relayd.delivery.standings import StandingBook
 from relayd.delivery.storm import StormGuard, StormRule
 from relayd.delivery.writing import Writer
 from relayd.intake.memory import MemoryBudget

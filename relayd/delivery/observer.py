@@ -1,4 +1,4 @@
-"""What delivery tells whoever measures it. events/metrics.py implements this; tests use a list."""
+"""What delivery tells whoever measures it. events/observers.py implements this; tests use a list."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from relayd.config.models import Match, Route
 from relayd.core.address import AddressError, compile_pattern, domain_of, to_ascii
-from relayd.core.mail import INBOUND, Message, Recipient
+from relayd.core.mail import INBOUND, Message, Recipient, upstream_of
 from relayd.core.priority import Priority
 from relayd.delivery.failover import Option, Standing, Targets, always, choose
 
@@ -185,7 +185,7 @@ class RouteTable:
 
     def lane_of(self, upstream: str, message: Message) -> str | None:
         """The lane by which an upstream (or one of its lanes, named whole) may carry this message; None: it may not."""
-        lane = self._lane(upstream.partition("/")[0], message)
+        lane = self._lane(upstream_of(upstream), message)
         return lane if lane == upstream or "/" not in upstream else None
 
     def options(self, targets: Targets, message: Message) -> list[Option]:

@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from relayd.core.lifecycle import Outcome
+from relayd.core.mail import upstream_of
 from relayd.core.units import Millis
 from relayd.delivery.failover import Unavailable, Why
 from relayd.delivery.gate import Gate
@@ -29,8 +30,6 @@ POLL = 0.5
 PROBE: Millis = 60_000
 """So long one worker may probe before another does."""
 _WAIT: Millis = 2_000
-PARDON: Millis = 86_400_000
-"""So long a reply that an operator let bounce is no storm."""
 REASON = 300
 """Characters of a reply that is remembered."""
 
@@ -46,11 +45,6 @@ class Watched(Protocol):
 
     def opened(self) -> None:
         """It may be used again."""
-
-
-def upstream_of(lane: str) -> str:
-    """The upstream of a lane, which may be that of one of its accounts."""
-    return lane.partition("/")[0]
 
 
 class StandingBook:

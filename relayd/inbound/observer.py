@@ -1,4 +1,4 @@
-"""What the reading of returned mail tells whoever counts. events/metrics.py implements it."""
+"""What the reading of returned mail tells whoever counts. events/observers.py implements it."""
 
 from __future__ import annotations
 

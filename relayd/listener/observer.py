@@ -1,6 +1,6 @@
 """What listeners tell the metrics: connections, TLS versions, and everything they refuse by themselves.
 
-What admission refuses is told by intake. Counting and naming of metrics is events/metrics.py's.
+What admission refuses is told by intake. Counting is events/observers.py's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 from relayd.core.ids import MessageId, format_id, parse_id
 from relayd.core.lifecycle import WAITING, State
-from relayd.core.mail import Message
+from relayd.core.mail import Message, upstream_of
 from relayd.core.units import Millis
 from relayd.spool.store import Waiting
 
@@ -50,7 +50,7 @@ class QueueFilter:
             waiting.state in (self.states or WAITING)
             and (not self.ids or message.id in self.ids)
             and (self.lane is None or waiting.lane == self.lane)
-            and (self.upstream is None or self.upstream in (waiting.lane, waiting.lane.partition("/")[0]))
+            and (self.upstream is None or self.upstream in (waiting.lane, upstream_of(waiting.lane)))
             and (self.older_than is None or message.accepted_at < self.older_than)
             and (self.newer_than is None or message.accepted_at >= self.newer_than)
             and (self.sender is None or _fits(_no_brackets(self.sender), message.envelope.sender))

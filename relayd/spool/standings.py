@@ -16,6 +16,8 @@ from relayd.core.units import Millis
 
 KEPT = 1000
 """Events of one lane that are remembered."""
+PARDON: Millis = 86_400_000
+"""So long a reply that an operator let bounce is no storm."""
 Detail = Mapping[str, str | int | float | None]
 
 
