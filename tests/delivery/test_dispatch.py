@@ -17,7 +17,7 @@ from relayd.core.mail import Message
 from relayd.core.session import Outgoing
 from relayd.core.units import Millis
 from relayd.delivery import crew, rerouting, writing
-from relayd.delivery.attempt import BEHIND
+from relayd.delivery.behind import BEHIND
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import NoSuchMessageError, Settlement, StoreError, UnwritableError
 from tests.support.dispatching import (
