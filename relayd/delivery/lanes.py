@@ -110,11 +110,9 @@ class Lane:
     def push(self, delivery: Delivery) -> None:
         """Fresh mail, kept on disk already. Where the window is full it waits there."""
         message, content, held = delivery.message, delivery.content, self._held
-        if content is None or message.id in held or len(held) >= self.window or not self._memory.room(len(content) * 2):
+        if content is None or message.id in held or len(held) >= self.window or not self._memory.lend(len(content)):
             self.due_at(self._clock(), urgency=message.priority)
             return
-        # our share of the budget is what reception leaves: content beyond half of it is read back from disk
-        self._memory.take(len(content))
         held[message.id] = delivery
         self.turns.of(message.priority).fresh.append(delivery)
         self._ready(self)
@@ -274,7 +272,7 @@ class Lane:
 
     def _let_go(self, delivery: Delivery) -> None:
         if delivery.content is not None:
-            self._memory.release(len(delivery.content))
+            self._memory.returned(len(delivery.content))
 
     async def _feed(self) -> None:
         """Keep the stored half of the window filled while the store has mail that is due."""

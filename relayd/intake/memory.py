@@ -14,7 +14,7 @@ SPARE = 8
 class MemoryBudget:
     """Counts octets held by one worker. Used on one event loop only, so it needs no lock."""
 
-    __slots__ = ("limit", "peak", "small", "used")
+    __slots__ = ("lent", "limit", "peak", "small", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -22,6 +22,8 @@ class MemoryBudget:
         self.used = 0
         self.small = 0
         """Of these, what small mails in reception hold."""
+        self.lent = 0
+        """Of these, contents that delivery was handed and need not read from disk."""
         self.peak = 0
         """The most that was ever held, for metrics."""
 
@@ -46,6 +48,23 @@ class MemoryBudget:
         """Give back all that a mail in reception has reserved."""
         if octets <= SMALL:
             self.small -= octets
+        self.release(octets)
+
+    def lend(self, octets: int) -> bool:
+        """Hand a content on to delivery, which gives it back by `returned`; False where it is to be read from disk.
+
+        No more than half of the limit: an upstream may be down for days, and what waits for it must not keep clients
+        out. And no more than half of what is free, so that reception comes first.
+        """
+        if self.lent + octets > self.limit // 2 or self.used + 2 * octets > self.limit:
+            return False
+        self.lent += octets
+        self.take(octets)
+        return True
+
+    def returned(self, octets: int) -> None:
+        """What was lent is held no more."""
+        self.lent -= octets
         self.release(octets)
 
     def take(self, octets: int) -> None:

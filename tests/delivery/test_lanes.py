@@ -136,6 +136,19 @@ async def test_memory_is_given_back_whatever_becomes_of_a_delivery(store: Sqlite
     assert memory.used == 0
 
 
+async def test_mail_for_an_upstream_that_is_down_leaves_half_of_the_memory_to_clients(store: SqliteStore) -> None:
+    memory = MemoryBudget(200)
+    lane = Lane("acme", store, memory, lambda: NOW, window=100, ready=Bell())
+    lane.gate.trouble(NOW, "down", 0.0)
+    for delivery in await accept(store, 20):
+        lane.push(delivery)
+    assert lane.take() is None
+    assert memory.used == 8 * 12
+    assert memory.welcomes(100)
+    await lane.stop()
+    assert memory.used == memory.lent == 0
+
+
 async def test_where_memory_is_short_content_is_left_on_disk(store: SqliteStore) -> None:
     bell = Bell()
     lane = lane_over(store, bell, memory=20)

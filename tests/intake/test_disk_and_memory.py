@@ -101,6 +101,22 @@ def test_who_sends_big_mails_leaves_room_for_small_ones() -> None:
     assert budget.welcomes(1000)
 
 
+def test_mail_that_waits_for_an_upstream_keeps_no_client_out() -> None:
+    budget = MemoryBudget(100)
+    lent = 0
+    while budget.lend(10):
+        lent += 10
+    assert lent == budget.used == budget.lent == 50
+    assert budget.reserve(45)
+    budget.returned(10)
+    assert not budget.lend(10)  # twice that is not free
+    budget.release(45)
+    assert budget.lend(10)
+    for _ in range(5):
+        budget.returned(10)
+    assert budget.used == budget.lent == 0
+
+
 @given(st.lists(st.lists(st.integers(0, SMALL), max_size=6), max_size=8))
 def test_what_mails_in_reception_hold_is_given_back_whatever_they_grew_to(mails: list[list[int]]) -> None:
     budget, sizes = MemoryBudget(4 * SMALL), []
