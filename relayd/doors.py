@@ -29,7 +29,6 @@ class Change:
     """What a reload needs anew."""
 
     sockets: Sockets
-    tls: ssl.SSLContext
     listeners: dict[str, ListenerServer] = field(default_factory=dict)
     web: WebServer | None = None
 
@@ -85,7 +84,7 @@ class Doors:
 
     async def prepare(self, config: Config, sockets: Sockets, tls: ssl.SSLContext) -> Change:
         """What a reload needs anew and may fail to get. Raises, and nothing has changed then."""
-        change = Change(sockets, tls)
+        change = Change(sockets)
         try:
             for listener in config.listeners:
                 name = listener.name

@@ -68,11 +68,6 @@ class Notifier:
         stale = environ.pop("LISTEN_FDNAMES", "").split(":")
         return cls(address, watchdog, stale=filter(None, stale))
 
-    @property
-    def active(self) -> bool:
-        """Someone listens."""
-        return self._socket is not None
-
     def ready(self, status: str) -> None:
         """Started, or done with a reload."""
         self._send("READY=1", f"STATUS={status}")
@@ -88,10 +83,6 @@ class Notifier:
     def starting(self, seconds: float, status: str) -> None:
         """Still starting; give us that long before giving up."""
         self._send(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
-
-    def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._send(f"STATUS={text}")
 
     def alive(self) -> None:
         """Feed the watchdog."""

@@ -58,7 +58,7 @@ UpstreamChoice = Annotated[
 
 def _match(value: str) -> str:
     try:
-        throttle_rule(value, ThrottleAction.DEFER, 0, "")
+        throttle_rule(value, ThrottleAction.DEFER, 0)
     except ValueError as error:
         raise wrong(str(error), "Write it like 452 too many, 550 5.7.x suspended or throttl-") from None
     return value

@@ -22,7 +22,7 @@ from relayd.config.shape import alternatives, whole_type
 from relayd.config.types import FromFile
 from relayd.config.wording import fault_of, loc_of, meant_key
 
-__all__ = ["ConfigError", "Examined", "Fault", "Severity", "examine", "fault_lines", "load"]
+__all__ = ["ConfigError", "Examined", "Fault", "Severity", "examine", "load"]
 
 OPTIONAL: frozenset[Loc] = frozenset({("secret",)})
 """Made on first start where the file they name is absent (secret.py)."""
@@ -54,7 +54,6 @@ class Examined:
     """None where there are errors."""
     faults: list[Fault]
     """Errors and warnings in the order of lines."""
-    positions: Positions
 
     @property
     def warnings(self) -> list[Fault]:
@@ -70,11 +69,6 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     return examined.config
 
 
-def fault_lines(path: Path, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """What is wrong with a file, one line each: FILE:LINE:COL: error: key: problem. Remedy."""
-    return [fault.written(path) for fault in examine(path, environ).faults]
-
-
 def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
     """Read and check a file. Raises nothing: every fault is in the answer."""
     path = path.absolute()
@@ -82,11 +76,11 @@ def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
     directory = path.parent
     root = document.root
     if root is None:
-        return Examined(None, document.faults, Positions(directory=directory))
+        return Examined(None, document.faults)
     if not isinstance(root.value, dict):
         place = root.place
         fault = Fault(place.line, place.column, "", "the file has no keys", "Begin with a copy of config.example.yaml")
-        return Examined(None, sorted_faults([*document.faults, fault]), Positions(directory=directory))
+        return Examined(None, sorted_faults([*document.faults, fault]))
     places = root.places()
     # a section whose entries are all commented out is as good as absent
     for key in [key for key, entry in root.value.items() if entry.value is None]:
@@ -98,7 +92,7 @@ def examine(path: Path, environ: Mapping[str, str] = os.environ) -> Examined:
     positions = Positions(places, frozenset(document.faulty), directory=directory)
     faults = sorted_faults([*document.faults, *check(config, positions)])
     errors = any(fault.severity is Severity.ERROR for fault in faults)
-    return Examined(None if errors else config, faults, positions)
+    return Examined(None if errors else config, faults)
 
 
 def _partly(document: Document, root: Entry, error: ValidationError, positions: Positions) -> Examined:
@@ -116,7 +110,7 @@ def _partly(document: Document, root: Entry, error: ValidationError, positions: 
     rest = _Rest(root, FromFile(positions.directory or Path()))
     config = rest.config()
     positions = Positions(positions.places, frozenset(faulty), rest.kept, positions.directory)
-    return Examined(None, sorted_faults([*faults, *check(config, positions)]), positions)
+    return Examined(None, sorted_faults([*faults, *check(config, positions)]))
 
 
 class _Rest:

@@ -53,16 +53,6 @@ class Address:
     """With its quotes, where it has them."""
     domain: str
 
-    @property
-    def literal(self) -> bool:
-        """The domain is an address literal, like [192.0.2.1]."""
-        return self.domain.startswith("[")
-
-    @property
-    def smtputf8(self) -> bool:
-        """It can only be sent with SMTPUTF8 (a U-label domain alone could be sent as A-labels)."""
-        return not self.local.isascii()
-
     def __str__(self) -> str:
         return f"{self.local}@{self.domain}"
 
@@ -178,11 +168,6 @@ def _glob(pattern: str) -> Callable[[str], bool]:
         source += "".join(f"(?>.*?{part})" for part in rest[:-1] if part) + f".*{rest[-1]}"
     regex = re.compile(source, re.DOTALL)
     return lambda text: regex.fullmatch(_comparable(text)) is not None
-
-
-def pattern_matches(pattern: str, address: str) -> bool:
-    """Whether the address fits the pattern; compile it where it is used often."""
-    return compile_pattern(pattern)(address)
 
 
 def _comparable(text: str) -> str:

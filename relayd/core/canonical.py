@@ -31,13 +31,11 @@ def relaxed_field(field: bytes) -> bytes:
     return name.rstrip(b" \t").lower() + b":" + value.strip(b" \t") + b"\r\n"
 
 
-def relaxed_body(body: bytes) -> bytes:
-    """A body in relaxed form: "" for an empty one, else ending with one CRLF."""
-    return b"".join(relaxed_pieces(body))
-
-
 def relaxed_pieces(content: bytes, start: int = 0, piece: int = PIECE) -> Iterator[bytes]:
-    """The relaxed form of the body that starts at `start`, in pieces to be hashed one after the other."""
+    """The relaxed form of the body that starts at `start`, in pieces to be hashed one after the other.
+
+    Nothing for an empty body; any other ends with one CRLF.
+    """
     blank = 0
     for lines in _whole_lines(content, start, piece):
         text = _single_spaces(lines)

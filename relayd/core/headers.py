@@ -70,8 +70,6 @@ class HeaderFacts:
     has_message_id: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     """Lower-case header name → value of its first field, for the names asked for."""
-    body_start: int = 0
-    """Offset of the first octet of the body."""
     co_authors: tuple[str, ...] = ()
     """Domains of all further From mailboxes, and of further From fields ("" for such a field without any)."""
     plain: bool = field(default=False, compare=False)
@@ -166,7 +164,7 @@ def facts(content: bytes, campaign_header: str = "", labels: Collection[str] = (
             if lowered[end + 2 : end + 3] not in _BLANK_OCTETS:
                 return content[start:end]
 
-    return _read(value, lowered.count(b"\r\nreceived:"), len(lowered), campaign_header, labels, ordinary=True)
+    return _read(value, lowered.count(b"\r\nreceived:"), campaign_header, labels, ordinary=True)
 
 
 def _facts(content: bytes, block: HeaderBlock, campaign_header: str, labels: Collection[str]) -> HeaderFacts:
@@ -181,7 +179,7 @@ def _facts(content: bytes, block: HeaderBlock, campaign_header: str, labels: Col
         return None if place is None else content[place[0] : place[1]].partition(b":")[2]
 
     received_count = sum(name == b"received" for name, _, _ in block.fields)
-    found = _read(value, received_count, block.body, campaign_header, labels)
+    found = _read(value, received_count, campaign_header, labels)
     froms = [content[start:end].partition(b":")[2] for name, start, end in block.fields if name == b"from"]
     if len(froms) < 2:
         return found
@@ -194,7 +192,6 @@ def _facts(content: bytes, block: HeaderBlock, campaign_header: str, labels: Col
 def _read(
     value: Callable[[bytes], bytes | None],
     received_count: int,
-    body: int,
     campaign_header: str,
     labels: Collection[str],
     *,
@@ -217,7 +214,6 @@ def _read(
         value(b"date") is not None,
         message_id is not None,
         found,
-        body,
         authors[1:],
         ordinary and campaign is None and not found,
     )
@@ -228,16 +224,12 @@ def _message_id(value: bytes) -> str:
     return match[0][:VALUE_LIMIT].decode("ascii") if match else decode(value, VALUE_LIMIT)
 
 
-def assemble(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()) -> bytes:
+def assembly(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()) -> list[bytes | memoryview]:
     """The message with whole fields put in front and all fields named in `drop` cut out; every other octet as it was.
 
-    A message without any header gets the empty line that keeps its first line from being read as one.
+    In pieces: the body of a big message is not copied here. A message without any header gets the empty line that keeps
+    its first line from being read as one.
     """
-    return b"".join(assembly(content, prepend=prepend, drop=drop))
-
-
-def assembly(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()) -> list[bytes | memoryview]:
-    """What `assemble` puts together, in pieces: the body of a big message is not copied here."""
     names = {name.lower().encode() for name in drop}
     lowered = _quick(content)
     if lowered is not None and not any(b"\r\n%b:" % name in lowered for name in names):

@@ -71,8 +71,6 @@ class Session(Protocol):
     """host:port"""
     tls: str | None
     """TLS version, like "TLSv1.3"."""
-    sent: int
-    """Transactions made in it."""
     in_doubt: Sent | None
     """What a `send` leaves that was cancelled behind the final dot: the mail may have arrived. None: it has not."""
 

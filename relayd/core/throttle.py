@@ -37,11 +37,8 @@ class ThrottleAction(StrEnum):
 class ThrottleRule:
     """One rule. A reply fits where code, enhanced code and words all do, as far as they are given."""
 
-    match: str
     action: ThrottleAction
     duration: Millis
-    source: str
-    """Where it is from: `relayd.yaml`, or a preset and the page of the provider."""
     code: re.Pattern[str]
     enhanced: re.Pattern[str] | None
     words: re.Pattern[str] | None
@@ -56,7 +53,7 @@ class ThrottleRule:
         )
 
 
-def throttle_rule(match: str, action: ThrottleAction, duration: Millis, source: str) -> ThrottleRule:
+def throttle_rule(match: str, action: ThrottleAction, duration: Millis) -> ThrottleRule:
     """A rule as it is written: `452 too many`, `550 5.7.x account|tenant suspended`, `throttl-`.
 
     A code (x for any digit), an enhanced code (x for any number), words as in core/phrases.py: each may be missing.
@@ -75,10 +72,8 @@ def throttle_rule(match: str, action: ThrottleAction, duration: Millis, source: 
     if code and enhanced and code[0] != enhanced[0]:
         raise ValueError(f"no reply has the code {code} with {enhanced}")
     return ThrottleRule(
-        match,
         action,
         duration,
-        source,
         re.compile(code.replace("x", "[0-9]") if code else "[45][0-9]{2}"),
         re.compile(re.escape(enhanced).replace("x", "[0-9]{1,3}")) if enhanced else None,
         re.compile(parse(words.lower()).pattern()) if words else None,

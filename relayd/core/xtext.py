@@ -5,18 +5,10 @@ from __future__ import annotations
 import re
 
 _PLAIN = re.compile(r"[!-*,-<>-~]*")
-_NOT_PLAIN = re.compile(r"[^!-*,-<>-~]")
 _HEX = re.compile(r"\+([0-9A-Fa-f]{2})")
 _UTF8_NOT_PLAIN = re.compile(r"[^!-*,-<>-\[\]-~]")
 _EMBEDDED = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
 _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9-]{1,64}")
-
-
-def encode(text: str) -> str:
-    """The xtext of `text`; what is not ASCII goes in as UTF-8."""
-    if _PLAIN.fullmatch(text):
-        return text
-    return _NOT_PLAIN.sub(lambda match: "".join(f"+{octet:02X}" for octet in match[0].encode()), text)
 
 
 def decode(text: str) -> str:

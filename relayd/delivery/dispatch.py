@@ -180,13 +180,13 @@ class Dispatcher:
             crew, lane = line.crew, line.lane
             lane.budget = self._budgets.open(lane.name, line.plan.shares, crew.call, lane.wants_budget)
 
-    def _exhausted(self, lane: str) -> tuple[str, Millis | None] | None:
-        """Whether a budget of a day is used up in this lane, and until when: overflow stands in then."""
+    def _exhausted(self, lane: str) -> str | None:
+        """Which budget of a day is used up in this lane, if any: overflow stands in then."""
         line = self._lines.get(lane)
         if line is None or line.lane.budget is None:
             return None
         found = line.lane.budget.exhausted(_DAY)
-        return None if found is None else (f"the budget of {found.window.count} is used up", found.free_at)
+        return None if found is None else f"the budget of {found.window.count} is used up"
 
     def _shared(self, lane: str) -> bool:
         return self._plan.table.shared(upstream_of(lane))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from relayd.core.ids import MessageId
-from relayd.core.units import Millis
 
 
 class Why(IntEnum):
@@ -32,8 +31,6 @@ class Unavailable:
 
     why: Why
     reason: str
-    until: Millis | None = None
-    """When that may change by itself; None where somebody has to act."""
 
 
 Standing = Callable[[str], Unavailable | None]

@@ -96,7 +96,7 @@ def rules_of(name: str, upstream: Upstream, config: Config) -> tuple[ThrottleRul
     if not isinstance(upstream, SMTPUpstream):
         return ()
     own = [
-        throttle_rule(rule.match, ThrottleAction(rule.action), round(rule.seconds * 1000), "rules")
+        throttle_rule(rule.match, ThrottleAction(rule.action), round(rule.seconds * 1000))
         for rule in config.rules
         if rule.upstream in (None, name)
     ]
@@ -106,7 +106,7 @@ def rules_of(name: str, upstream: Upstream, config: Config) -> tuple[ThrottleRul
 
 def preset_rule(throttle: Throttle) -> ThrottleRule:
     """A rule that a preset brings."""
-    return throttle_rule(throttle.match, ThrottleAction(throttle.action), throttle.seconds * 1000, throttle.source)
+    return throttle_rule(throttle.match, ThrottleAction(throttle.action), throttle.seconds * 1000)
 
 
 def overflows_of(config: Config) -> dict[str, str]:

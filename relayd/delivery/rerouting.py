@@ -33,9 +33,6 @@ class Lanes(Protocol):
     def living(self, lane: str) -> bool:
         """Is there an upstream of this name?"""
 
-    def busy(self, message: MessageId) -> bool:
-        """Is a carrier sending it?"""
-
     def claim(self, message: MessageId) -> bool:
         """Take a message out of memory so that it can be changed; False while somebody sends or changes it."""
 

@@ -76,8 +76,8 @@ class StandingBook:
         self._told = 0
         """Counts what was found out here: what was read before it is out of date."""
         self._log = structlog.get_logger("relayd.delivery")
-        self.exhausted: Callable[[str], tuple[str, Millis | None] | None] = lambda lane: None
-        """Whether a lane has used up a budget of the day, and until when: the budgets put their own here."""
+        self.exhausted: Callable[[str], str | None] = lambda lane: None
+        """Which budget of the day a lane has used up, if any: the budgets put their own here."""
         self.changed: Callable[[], None] = lambda: None
         """Called when lanes came or went; the dispatcher looks then for mail that is to move."""
 
@@ -86,14 +86,14 @@ class StandingBook:
     def unavailable(self, lane: str) -> Unavailable | None:
         """What is in the way of a lane; None: nothing. After a pause it is usable until a probe is out."""
         if self._now.suspensions and (suspension := self._suspension(lane)) is not None:
-            return Unavailable(Why.SUSPENDED, suspension.reason, suspension.until)
+            return Unavailable(Why.SUSPENDED, suspension.reason)
         watched = self._lanes.get(lane)
         if watched is not None and watched.gate.paused:
             gate = watched.gate
             if gate.probing or gate.left(self._clock()) > 0:
-                return Unavailable(Why.PAUSED, gate.reason, gate.paused_until)
+                return Unavailable(Why.PAUSED, gate.reason)
         spent = self.exhausted(lane)
-        return None if spent is None else Unavailable(Why.EXHAUSTED, *spent)
+        return None if spent is None else Unavailable(Why.EXHAUSTED, spent)
 
     def pardoned(self, lane: str, key: str) -> bool:
         """An operator let this reply bounce."""

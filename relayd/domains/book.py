@@ -18,7 +18,6 @@ from relayd.core.address import domain_of
 from relayd.core.units import Millis
 from relayd.domains.keys import KeyLockedError, Vault
 from relayd.domains.records import nearest
-from relayd.domains.tracking import host_for, ready_hosts
 from relayd.spool.domains import DomainKey, DomainState, DomainStore, Everything, KeyState, SenderDomain
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ class DomainBook:
         self._taken: dict[str, Millis] = {}
         """Domain of return paths → until when they are taken back."""
         self._required = False
-        self._hosts: Mapping[str, Sequence[str]] = {}
         self._default_host = ""
         self._config = config
         self._reading = asyncio.Lock()
@@ -102,7 +100,6 @@ class DomainBook:
         self._taken |= {domain.return_path: _ALWAYS for domain in everything.domains if domain.return_path}
         wanted = config.require_verified_domain
         self._required = bool(self._states) if wanted is None else wanted
-        self._hosts = ready_hosts(everything.tracking)
         self._default_host = config.tracking.host or ""
 
     def _open(self, everything: Everything) -> tuple[StoredKey, ...]:
@@ -159,10 +156,6 @@ class DomainBook:
     def takes_returns(self, domain: str, now: Millis) -> bool:
         """Return paths at this domain (lower case) are, or may have been, issued."""
         return now < self._taken.get(domain, 0)
-
-    def tracking_host(self, from_domain: str) -> str:
-        """The host for links in mail From this domain; "" where none is configured."""
-        return host_for(from_domain, self._hosts, self._default_host)
 
     def certificates(self) -> Mapping[str, Millis]:
         """Tracking host → end of its certificate. A shared host of former times is left out: nobody renews it."""

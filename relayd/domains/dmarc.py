@@ -6,7 +6,7 @@ What a receiver does with the result is its own affair.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 from publicsuffixlist import PublicSuffixList
@@ -36,7 +36,6 @@ def public_suffix(domain: str) -> bool:
 class Policy:
     """A record that was read."""
 
-    tags: dict[str, str]
     problems: tuple[str, ...] = ()
     strict_dkim: bool = False
     strict_spf: bool = False
@@ -83,16 +82,7 @@ def read(text: str) -> Policy:
         for address in filter(None, (part.strip() for part in tags.get(name, "").split(","))):
             if not address.lower().startswith(("mailto:", "https:")) or "@" not in address:
                 problems.append(f"{name}= must hold mailto: addresses, not {address!r}")
-    return Policy(tags, tuple(problems), tags.get("adkim", "r").lower() == "s", tags.get("aspf", "r").lower() == "s")
-
-
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """Whether the identities of a mail vouch for its From domain."""
-
-    dkim: bool
-    spf: bool
-    notes: tuple[str, ...] = field(default=())
+    return Policy(tuple(problems), tags.get("adkim", "r").lower() == "s", tags.get("aspf", "r").lower() == "s")
 
 
 def aligned(one: str, other: str, *, strict: bool) -> bool:
@@ -102,8 +92,8 @@ def aligned(one: str, other: str, *, strict: bool) -> bool:
     return organisational(one) == organisational(other)
 
 
-def align(from_domain: str, dkim_domain: str, return_path: str, policy: Policy | None) -> Alignment:
-    """Judge the domains that our mail from this domain will have."""
+def align(from_domain: str, dkim_domain: str, return_path: str, policy: Policy | None) -> list[str]:
+    """Whether the identities of our mail from this domain will vouch for it, as remarks."""
     strict_dkim = policy is not None and policy.strict_dkim
     strict_spf = policy is not None and policy.strict_spf
     dkim = aligned(from_domain, dkim_domain, strict=strict_dkim)
@@ -116,4 +106,4 @@ def align(from_domain: str, dkim_domain: str, return_path: str, policy: Policy |
         notes.append(f"the return path {return_path} is not aligned with {from_domain}: {mode}")
     if dkim and spf:
         notes.append(f"From, DKIM and return path ({return_path}) are aligned: {organisational(from_domain)}")
-    return Alignment(dkim, spf, tuple(notes))
+    return notes

@@ -15,7 +15,7 @@ from relayd.domains import lifecycle, tracking, verify
 from relayd.domains.expected import Ours, of_domain
 from relayd.domains.lifecycle import GoneError
 from relayd.domains.providers import PROVIDERS, provider_of
-from relayd.domains.records import Finding, Purpose, Verdict
+from relayd.domains.records import Finding, Purpose
 from relayd.domains.report import from_facts, standing
 from relayd.domains.resolve import Lookup
 from relayd.spool.domains import (
@@ -157,12 +157,6 @@ class Checker:
             return change
 
         return await self._store.change(work)
-
-
-def verified(findings: list[Finding]) -> bool:
-    """Every record that counts is there."""
-    needed = [finding for finding in findings if finding.expected.required and finding.expected.checked]
-    return bool(needed) and all(finding.verdict is Verdict.VERIFIED for finding in needed)
 
 
 def standing_of(config: Config, domain: SenderDomain, keys: Sequence[DomainKey]) -> list[Finding]:

@@ -93,7 +93,7 @@ async def _with_advice(finding: Finding, domain: SenderDomain, lookup: Lookup, *
         case Purpose.DMARC:
             policy = dmarc.read(finding.found[0]) if finding.verdict is Verdict.VERIFIED and finding.found else None
             back = domain.return_path or domain.name
-            notes = list(dmarc.align(domain.name, domain.name, back, policy).notes)
+            notes = dmarc.align(domain.name, domain.name, back, policy)
         case _:
             return finding
     return replace(finding, notes=(*finding.notes, *notes))

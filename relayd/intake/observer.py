@@ -61,16 +61,3 @@ class IntakeObserver(Protocol):
 
     def auth_succeeded(self, listener: str) -> None:
         """A login succeeded."""
-
-
-class NullObserver:
-    """Counts nothing: for tools and tests."""
-
-    def refused(self, reason: Refusal, listener: str) -> None:
-        """Nothing."""
-
-    def auth_failed(self, reason: AuthFailure, listener: str) -> None:
-        """Nothing."""
-
-    def auth_succeeded(self, listener: str) -> None:
-        """Nothing."""

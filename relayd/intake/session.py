@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from relayd.config.models import Credential, Listener
@@ -30,4 +30,3 @@ class ClientSession:
     """The peer may still name the client that it speaks for: refused as itself at MAIL, not at once."""
     mails: int = 0
     """Mails accepted in this session."""
-    labels: dict[str, str] = field(default_factory=dict)

@@ -59,22 +59,3 @@ class ListenerObserver(Protocol):
 
     def long_lines(self, listener: str, count: int) -> None:
         """A message was taken with so many lines over `limits.line_length`."""
-
-
-class Unobserved:
-    """A ListenerObserver that counts nothing."""
-
-    def connected(self, listener: str) -> None:
-        """Nothing."""
-
-    def disconnected(self, listener: str) -> None:
-        """Nothing."""
-
-    def tls(self, listener: str, version: str) -> None:
-        """Nothing."""
-
-    def refused(self, listener: str, reason: ListenerRefusal) -> None:
-        """Nothing."""
-
-    def long_lines(self, listener: str, count: int) -> None:
-        """Nothing."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from relayd.core.event import Event
 from relayd.core.ids import MessageId, format_id, slot_of, time_of
 from relayd.core.lifecycle import State
 from relayd.core.mail import Message
@@ -115,13 +114,6 @@ class SpoolReader:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""
         with self._home(message) as db:
             return reads.content(db, message)
-
-    def events(self, since: Millis, until: Millis = reads.LAST) -> Iterator[Event]:
-        """Events of a span of time, segment by segment, in the order in which they were written."""
-        for path in self.segments():
-            with _reading(path) as db:
-                if db is not None:
-                    yield from reads.events(db, since, until)
 
     def about(self, addresses: Sequence[str], since: Millis) -> Iterator[tuple[History, int]]:
         """Mail to one of these addresses accepted since then: its history and the recipient's n, newest first."""

@@ -13,7 +13,6 @@ from zlib import crc32
 
 import orjson
 
-from relayd.core.event import Event
 from relayd.core.ids import EPOCH, MessageId
 from relayd.core.mail import Message
 from relayd.core.units import Millis
@@ -359,23 +358,6 @@ def _has_content(db: sqlite3.Connection, message: MessageId) -> bool:
 def _slices(messages: Sequence[MessageId]) -> Iterator[Sequence[MessageId]]:
     for place in range(0, len(messages), _MANY):
         yield messages[place : place + _MANY]
-
-
-def events(db: sqlite3.Connection, since: Millis, until: Millis) -> Iterator[Event]:
-    """Events of a span of time, as they were written."""
-    accepted: dict[str, Any] = {}
-    last: MessageId = -1
-    for row in db.execute(
-        "SELECT e.message, e.n, e.at, e.kind, e.detail, r.address, m.sender FROM event e"
-        " JOIN message m ON m.id = e.message JOIN recipient r ON r.message = e.message AND r.n = e.n"
-        " WHERE e.at >= ? AND e.at < ? ORDER BY e.id",
-        (since, until),
-    ):
-        if row[3] == "accepted" and row[0] != last:
-            last = row[0]
-            (facts,) = db.execute(f"SELECT {codec.MESSAGE} FROM message WHERE id = ?", (last,))  # noqa: S608
-            accepted = codec.accepted_detail(codec.message_of(facts))
-        yield codec.event_of(row[:5], row[5], row[6], accepted)
 
 
 def addressed(db: sqlite3.Connection, addresses: Sequence[str], since: MessageId) -> list[tuple[MessageId, int]]:

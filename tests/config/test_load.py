@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relayd.config.fault import Fault, Severity
-from relayd.config.load import STAND_INS, ConfigError, examine, fault_lines, load
+from relayd.config.load import STAND_INS, ConfigError, examine, load
 from relayd.config.models import Config, FetchedNetwork, OnUncertain, SandboxUpstream, SMTPUpstream
 from relayd.config.schema import all_models
 from relayd.core.units import Rate
@@ -239,7 +239,7 @@ def test_load_raises_with_every_fault_and_prints_them_as_lines(tmp_path: Path) -
     with pytest.raises(ConfigError) as raised:
         load(path, {})
     assert [fault.key for fault in raised.value.faults] == ["bogus", "workers"]
-    lines = fault_lines(path, {})
+    lines = [fault.written(path) for fault in examine(path, {}).faults]
     assert str(raised.value) == "\n".join(lines)
     assert lines[1] == (
         f"{path}:10:1: error: workers: 0 is not a number of processes. Write auto, or a number from 1 to 512."

@@ -6,6 +6,7 @@ import email
 import email.policy
 import email.utils
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.core import headers
-from relayd.core.headers import assemble, date_header, facts, format_date, message_id_header, received, scan
+from relayd.core.headers import assembly, date_header, facts, format_date, message_id_header, received, scan
 from relayd.core.mail import Origin
 
 ORDINARY = (
@@ -29,6 +30,11 @@ ORDINARY = (
     b"\r\n"
     b"From: not@header.example\r\n\r\nbody\r\n"
 )
+
+
+def assembled(content: bytes, *, prepend: bytes = b"", drop: Collection[str] = ()) -> bytes:
+    return b"".join(assembly(content, prepend=prepend, drop=drop))
+
 
 _pieces = st.sampled_from(
     [
@@ -68,7 +74,6 @@ def test_facts_of_an_ordinary_header() -> None:
     assert found.has_date
     assert found.has_message_id
     assert found.labels == {"x-team": "sales"}
-    assert ORDINARY[found.body_start :].startswith(b"From: not@header.example")
 
 
 def test_scan_names_every_field_with_its_octets() -> None:
@@ -147,7 +152,7 @@ def test_quick_way_answers_as_the_careful_one(content: bytes) -> None:
 def test_where_the_facts_call_a_header_plain_there_is_nothing_to_cut_out(content: bytes) -> None:
     ours, names = b"Received: ours\r\n", ["X-Relay-Campaign", "X-Label"]
     if facts(content, names[0], names[1:]).plain:
-        assert assemble(content, prepend=ours, drop=names) == ours + content
+        assert assembled(content, prepend=ours, drop=names) == ours + content
 
 
 def test_an_ordinary_header_is_plain_unless_a_field_is_meant_for_us() -> None:
@@ -159,7 +164,7 @@ def test_an_ordinary_header_is_plain_unless_a_field_is_meant_for_us() -> None:
 @given(messages)
 def test_quick_assembly_answers_as_the_careful_one(content: bytes) -> None:
     ours, names = b"Received: ours\r\n", {b"x-relay-campaign", b"x-label"}
-    out = assemble(content, prepend=ours, drop=["X-Relay-Campaign", "X-Label"])
+    out = assembled(content, prepend=ours, drop=["X-Relay-Campaign", "X-Label"])
     block = headers._walk(content)
     kept, end = bytearray(content), block.end
     for name, start, behind in reversed(block.fields):
@@ -177,20 +182,20 @@ def test_quick_assembly_answers_as_the_careful_one(content: bytes) -> None:
 
 @given(messages)
 def test_nothing_to_do_changes_nothing(content: bytes) -> None:
-    assert assemble(content) == content
+    assert assembled(content) == content
 
 
 def test_assembly_cuts_every_field_of_a_name_with_its_folds() -> None:
     content = b"X-C: a\r\n b\r\nSubject: x\r\nx-c : again\r\n\r\nX-C: body\r\n"
-    assert assemble(content, drop=["X-C"]) == b"Subject: x\r\n\r\nX-C: body\r\n"
-    assert assemble(content, prepend=b"A: b\r\n", drop=["x-c"]) == b"A: b\r\nSubject: x\r\n\r\nX-C: body\r\n"
+    assert assembled(content, drop=["X-C"]) == b"Subject: x\r\n\r\nX-C: body\r\n"
+    assert assembled(content, prepend=b"A: b\r\n", drop=["x-c"]) == b"A: b\r\nSubject: x\r\n\r\nX-C: body\r\n"
 
 
 def test_a_message_without_header_is_kept_from_becoming_one() -> None:
-    assert assemble(b"hello: there\r\n", prepend=b"A: b\r\n") == b"A: b\r\nhello: there\r\n"
-    assert assemble(b"hello there\r\n", prepend=b"A: b\r\n") == b"A: b\r\n\r\nhello there\r\n"
-    assert assemble(b" hello: there\r\n", prepend=b"A: b\r\n") == b"A: b\r\n\r\n hello: there\r\n"
-    assert assemble(b"\r\nhello\r\n", prepend=b"A: b\r\n") == b"A: b\r\n\r\nhello\r\n"
+    assert assembled(b"hello: there\r\n", prepend=b"A: b\r\n") == b"A: b\r\nhello: there\r\n"
+    assert assembled(b"hello there\r\n", prepend=b"A: b\r\n") == b"A: b\r\n\r\nhello there\r\n"
+    assert assembled(b" hello: there\r\n", prepend=b"A: b\r\n") == b"A: b\r\n\r\n hello: there\r\n"
+    assert assembled(b"\r\nhello\r\n", prepend=b"A: b\r\n") == b"A: b\r\n\r\nhello\r\n"
 
 
 ORIGIN = Origin("submission", "192.0.2.1", "app.example.com", tls="TLSv1.3", protocol="ESMTPSA")

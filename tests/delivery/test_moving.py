@@ -177,7 +177,7 @@ async def test_overflow_stands_in_once_a_day_is_used_up(world: World) -> None:
     spent: set[str] = set()
     world.overflows = {"one": "over"}
     await world.open(world.plan("one", "over"))
-    world.standings.exhausted = lambda lane: ("the budget is used up", None) if lane in spent else None
+    world.standings.exhausted = lambda lane: "the budget is used up" if lane in spent else None
     await world.settled(await world.accept("first@example.org"))
     spent.add("one")
     late = [await world.accept(f"r{n}@example.org") for n in range(5)]

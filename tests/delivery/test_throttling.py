@@ -28,7 +28,7 @@ def answer(text: str, stage: Stage = Stage.RCPT) -> Outcome:
 
 
 def rule(match: str, action: ThrottleAction = ThrottleAction.SLOW, duration: int = 600_000) -> ThrottleRule:
-    return throttle_rule(match, action, duration, "test")
+    return throttle_rule(match, action, duration)
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ def test_remarks_about_spf_and_alignment_have_their_japanese() -> None:
         ("other.jp", "bounce.example.jp", strict),
         ("example.jp", "other.jp", None),
     ):
-        notes += dmarc_records.align("example.jp", domain, back, policy).notes
+        notes += dmarc_records.align("example.jp", domain, back, policy)
     assert len(notes) == 9
     notes.append(verify.UNREAD)
     finding = Finding(dkim("example.jp"), V, notes=tuple(notes))

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from relayd.control import ControlError, call
-from relayd.core.event import EventKind
+from relayd.core.lifecycle import State
+from relayd.spool.filter import QueueFilter
 from relayd.spool.reader import SpoolReader
 
 MAIL = "Subject: hello\r\n\r\nfirst mail\r\n"
@@ -128,7 +129,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 def delivered(daemon: Running) -> int:
     """Recipients delivered, as the spool has it."""
     with SpoolReader(daemon.data_dir / "spool") as reader:
-        return sum(event.kind is EventKind.DELIVERED for event in reader.events(0))
+        return sum(1 for _ in reader.find(QueueFilter(states=frozenset({State.DELIVERED}))))
 
 
 def until(condition: Callable[[], bool]) -> None:

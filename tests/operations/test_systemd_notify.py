@@ -55,8 +55,8 @@ def test_each_state_is_told_in_the_protocol_of_sd_notify(manager: Manager) -> No
 
 def test_a_line_end_in_a_status_starts_no_assignment(manager: Manager) -> None:
     notifier = of(manager)
-    notifier.status("broken\nMAINPID=1\r\nREADY=1")
-    assert manager.read() == ["STATUS=broken MAINPID=1 READY=1"]
+    notifier.ready("broken\nMAINPID=1\r\nWATCHDOG=1")
+    assert manager.read() == ["READY=1", "STATUS=broken MAINPID=1 WATCHDOG=1"]
     notifier.close()
 
 
@@ -72,10 +72,8 @@ def test_an_abstract_socket_is_reached() -> None:
 
 def test_without_a_manager_or_with_one_that_is_gone_nothing_happens(tmp_path: Path) -> None:
     silent = Notifier(None)
-    assert not silent.active
     silent.ready("x")
     gone = Notifier(str(tmp_path / "nobody"))
-    assert gone.active
     gone.ready("x")
     gone.close()
     gone.ready("after close")
@@ -84,7 +82,6 @@ def test_without_a_manager_or_with_one_that_is_gone_nothing_happens(tmp_path: Pa
 def test_the_environment_is_read_once_and_not_passed_on() -> None:
     environ = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid()), "HOME": "/"}
     notifier = Notifier.from_environment(environ)
-    assert notifier.active
     assert notifier.watchdog == 30.0
     assert environ == {"HOME": "/"}
     notifier.close()
@@ -111,9 +108,9 @@ async def test_the_watchdog_is_fed_only_while_healthy(manager: Manager) -> None:
     await asked.wait()
     feeding.cancel()
     await asyncio.gather(feeding, return_exceptions=True)
-    notifier.status("end")
+    notifier.ready("end")
     heard = [manager.read()[0] for _ in range(3)]
-    assert heard == ["WATCHDOG=1", "WATCHDOG=1", "STATUS=end"]
+    assert heard == ["WATCHDOG=1", "WATCHDOG=1", "READY=1"]
     notifier.close()
 
 

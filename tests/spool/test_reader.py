@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from relayd.core.event import EventKind
 from relayd.core.lifecycle import State
 from relayd.spool import files, schema
 from relayd.spool.filter import QueueFilter
@@ -80,9 +79,6 @@ async def test_history_content_events_and_figures(open_store: OpenStore, directo
     )
     assert (stats.segments, stats.messages, stats.owed, stats.damaged) == (4, 5, 1, ())
     assert stats.octets > 3 * schema.PAGE
-    events = list(reader.events(NOW, NOW + 40_000))
-    assert [event.kind for event in events] == [EventKind.ACCEPTED] * 2 + [EventKind.DELIVERED] * 2 + [EventKind.HELD]
-    assert events[0] == reader.history(mails[0].message.id).events[0]
 
 
 async def test_a_stopped_spool_is_read_and_left_as_it_was(open_store: OpenStore, directory: Path) -> None:

@@ -59,7 +59,7 @@ def explain_reply(text: str) -> Verdict:
 
 
 def examine(content: bytes) -> Findings:
-    """Like `explain`, with what it tells about the mail that came back. Raises nothing."""
+    """Like `explain`, with what the mail is as a whole. Raises nothing."""
     return _examine(mime.read(content), 0)
 
 
@@ -82,10 +82,10 @@ def _examine(root: Part, depth: int) -> Findings:
         verdicts = _by_letter(mail)
         # with few signs, some reason has to be there that a mail server would give
         if sure > 1 or any(each.reply_code or each.cls is not ReplyClass.UNKNOWN for each in verdicts):
-            return Findings(Kind.BOUNCE, tuple(verdicts), returned)
+            return Findings(Kind.BOUNCE, tuple(verdicts))
     if autoreply.is_one(root, words.text):
         return _as_auto_reply(mail)
-    return Findings(Kind.NOT_A_REPORT, (Verdict("", Kind.NOT_A_REPORT),), returned)
+    return Findings(Kind.NOT_A_REPORT, (Verdict("", Kind.NOT_A_REPORT),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def _as_complaint(mail: _Mail) -> Findings | None:
         Verdict(recipient, Kind.COMPLAINT, cls=found.cls, diagnostic=said, message_id=mail.about)
         for recipient in found.recipients or ("",)
     )
-    return Findings(Kind.COMPLAINT, verdicts, mail.returned, feedback_type=found.type)
+    return Findings(Kind.COMPLAINT, verdicts)
 
 
 def _as_report(mail: _Mail) -> Findings | None:
@@ -211,13 +211,12 @@ def _as_report(mail: _Mail) -> Findings | None:
     if found is None or not found.blocks:
         return None
     verdicts = _by_report(mail, found)
-    envelope_id = found.message.get("original-envelope-id", "")[:200]
-    return Findings(_kind(verdicts), tuple(verdicts), mail.returned, envelope_id)
+    return Findings(_kind(verdicts), tuple(verdicts))
 
 
 def _as_notice(mail: _Mail) -> Findings | None:
     told = [_noticed(notice, mail) for text in mail.texts[:1] for notice in notices.read(text)]
-    return Findings(_kind(told), tuple(told), mail.returned) if told else None
+    return Findings(_kind(told), tuple(told)) if told else None
 
 
 def _as_receipt(mail: _Mail) -> Findings | None:
@@ -229,7 +228,7 @@ def _as_receipt(mail: _Mail) -> Findings | None:
     recipient = report.typed_address(fields.get("final-recipient", "")) or first_address(mail.root.text_value("from"))
     about = mail.about or next(iter(original.MESSAGE_ID.findall(fields.get("original-message-id", ""))), "")
     said = one_line(f"Disposition: {fields.get('disposition', '')}")
-    return Findings(Kind.DELIVERY_REPORT, (_delivered(_Told(recipient, Action.DELIVERED, said), about),), mail.returned)
+    return Findings(Kind.DELIVERY_REPORT, (_delivered(_Told(recipient, Action.DELIVERED, said), about),))
 
 
 def _as_wrapped(mail: _Mail, depth: int) -> Findings | None:
@@ -249,7 +248,7 @@ def _as_auto_reply(mail: _Mail) -> Findings:
     answered = mail.about or next(iter(original.MESSAGE_ID.findall(mail.root.value("in-reply-to"))), "")
     said = one_line(mail.words.text, 300)
     verdict = Verdict(author, Kind.AUTO_REPLY, cls=ReplyClass.VACATION, diagnostic=said, message_id=answered)
-    return Findings(Kind.AUTO_REPLY, (verdict,), mail.returned)
+    return Findings(Kind.AUTO_REPLY, (verdict,))
 
 
 # --- the verdicts

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from relayd.core.classes import CLASSES, ClassFacts, ReplyClass
@@ -86,9 +85,3 @@ class Findings:
     kind: Kind
     verdicts: tuple[Verdict, ...]
     """At least one."""
-    original: Mapping[str, str] = field(default_factory=dict)
-    """Header fields (lower-case name → first value, unfolded) of the mail it is about, as far as they came back."""
-    envelope_id: str = ""
-    """Original-Envelope-Id (RFC 3464 2.2.1), still xtext."""
-    feedback_type: str = ""
-    """Of a complaint (RFC 5965 3.1)."""
