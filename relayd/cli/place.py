@@ -37,10 +37,10 @@ def routes_of(path: Path) -> list[Route]:
     """The routes of a configuration, whether or not its secrets are to be had here. Raises ConfigError as below."""
     from pydantic import TypeAdapter, ValidationError
 
+    from relayd.config.base import FromFile
     from relayd.config.document import read_document
     from relayd.config.load import load
     from relayd.config.models import Route
-    from relayd.config.types import FromFile
 
     document = read_document(path, environment())
     root = document.root.plain() if document.root is not None else None
@@ -60,10 +60,11 @@ def without_secrets(path: Path) -> Config:
     """
     from pydantic import BaseModel, TypeAdapter, ValidationError
 
+    from relayd.config.base import FromFile
     from relayd.config.document import read_document
     from relayd.config.load import load
     from relayd.config.models import Bounces, Config, Domains, Retry, Spool, Tracking
-    from relayd.config.types import Domain, FromFile
+    from relayd.config.names import Domain
 
     document = read_document(path, environment())
     root = document.root.plain() if document.root is not None else None

@@ -61,9 +61,9 @@ def _needed(root: dict[str, Any], needed: str | None) -> list[Loc]:
 def _without(path: Path, root: dict[str, Any], lost: list[Loc]) -> Config:
     from pydantic import TypeAdapter
 
+    from relayd.config.base import FromFile
     from relayd.config.models import Config
     from relayd.config.shape import whole_type
-    from relayd.config.types import FromFile
 
     for loc in lost:
         around: Any = root

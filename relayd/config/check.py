@@ -1,6 +1,7 @@
 """Finds what contradicts itself: keys that are right one by one and wrong together, or dangerous.
 
-Single values are judged by types.py and models.py, the files that keys name by check_files.py.
+Single values are judged where their kinds are, in quantities.py, names.py and places.py; files that keys name by
+check_files.py.
 """
 
 from __future__ import annotations

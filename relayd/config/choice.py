@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from relayd.config.types import wrong
+from relayd.config.base import wrong
 from relayd.core.throttle import ThrottleAction, throttle_rule
 
 _REMEDY = "Write one name, [first, second] in order of preference, or {one: 80, other: 20} by weight"

@@ -7,16 +7,9 @@ from pydantic import (
 )
 
 from relayd.config.base import Model
-from relayd.config.types import (
-    URL,
-    Address,
-    BindAddress,
-    Count,
-    Domain,
-    Duration,
-    FilePath,
-    Text,
-)
+from relayd.config.names import Address, Domain, Text
+from relayd.config.places import URL, BindAddress, FilePath
+from relayd.config.quantities import Count, Duration
 
 
 class Domains(Model):

@@ -14,12 +14,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from relayd.config.base import FromFile
 from relayd.config.check import check
 from relayd.config.document import Document, Entry, read_document
 from relayd.config.fault import ConfigError, Fault, Loc, Place, Positions, Severity, sorted_faults
 from relayd.config.models import Config
 from relayd.config.shape import alternatives, whole_type
-from relayd.config.types import FromFile
 from relayd.config.wording import fault_of, loc_of, meant_key
 
 __all__ = ["ConfigError", "Examined", "Fault", "Severity", "examine", "load"]

@@ -1,51 +1,42 @@
-"""The shape of relayd.yaml: every key with type, default, meaning. docs/configuration.md is generated from it.
+"""The shape of relayd.yaml: all of its sections, the small ones here. docs/configuration.md is generated from it.
 
-Finding faults that need more than one key is check.py's work, reading the file is load.py's.
+Every key has its type, default and meaning. Finding faults that need more than one key is check.py's work, reading
+the file is load.py's.
 """
 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
-    Tag,
     WithJsonSchema,
-    create_model,
 )
 
-from relayd.config.base import Model
-from relayd.config.choice import ThrottleMatch, UpstreamChoice
+from relayd.config.base import Model, Secret, wrong
 from relayd.config.domains import Acme, Domains, Tracking
-from relayd.config.returns import BlockRule, Blocks, Bounces, Mailbox, MailboxTLS
-from relayd.config.types import (
-    URL,
-    BindAddress,
-    Count,
-    Domain,
-    DomainPattern,
-    Duration,
-    FilePath,
-    HeaderName,
-    Name,
-    Network,
-    NetworkName,
-    PlainPath,
-    Rate,
-    RetrySchedule,
-    Secret,
-    Selector,
-    SenderPattern,
-    Share,
-    Size,
-    Text,
-    wrong,
+from relayd.config.listeners import (
+    INBOUND_LIMITS,
+    Access,
+    BareNewlines,
+    Credential,
+    FetchedNetwork,
+    Limits,
+    Listener,
+    ListenerTLS,
+    Role,
+    TaggedNetwork,
+    TLSFiles,
+    draft_of,
 )
+from relayd.config.names import Domain, HeaderName, Name, NetworkName, Selector
+from relayd.config.places import BindAddress, FilePath
+from relayd.config.quantities import Count, Duration, RetrySchedule, Share, Size
+from relayd.config.returns import BlockRule, Blocks, Bounces, Mailbox, MailboxTLS
+from relayd.config.routes import Match, Route, ThrottleRule
 from relayd.config.upstreams import (
     Account,
     OAuth,
@@ -60,7 +51,6 @@ from relayd.config.upstreams import (
     UpstreamTLS,
 )
 from relayd.core.lifecycle import OnUncertain
-from relayd.core.priority import Priority
 from relayd.core.retry import parse_schedule
 
 __all__ = [
@@ -101,287 +91,8 @@ __all__ = [
     "UpstreamTLS",
     "UpstreamTimeouts",
     "Web",
+    "draft_of",
 ]
-
-
-class TLSFiles(Model):
-    """The certificate that listeners show. Read again on reload. Where both files are absent, a self-signed one is made
-    on first start.
-    """
-
-    certificate: PlainPath = Field(
-        Path("tls/fullchain.pem"),
-        description="PEM file of the certificate and its chain. A relative path starts in `data_dir`.",
-    )
-    key: PlainPath = Field(
-        Path("tls/privkey.pem"),
-        description="PEM file of the private key, readable by relayd only. A relative path starts in `data_dir`.",
-    )
-
-
-class FetchedNetwork(Model):
-    """A network whose addresses are kept current from a URL that answers JSON."""
-
-    url: URL = Field(
-        description="Where the addresses are fetched from; https, because who answers decides who may send."
-    )
-    path: Text = Field(
-        "",
-        description="Where in the answer the list of addresses is: keys joined by dots, like `ip_addresses` or"
-        " `data.ranges`. Empty: the answer itself is the list.",
-    )
-    refresh: Duration = Field(3600.0, ge=1, description="How often the list is fetched.")
-    keep_removed: Duration = Field(
-        7 * 86400.0, description="An address that vanished from the list stays allowed this long."
-    )
-    fallback: list[Network] = Field(
-        default_factory=list, description="Addresses that are allowed until the first fetch has succeeded."
-    )
-
-
-class ListenerTLS(StrEnum):
-    NONE = "none"
-    STARTTLS = "starttls"
-    IMPLICIT = "implicit"
-
-
-class Access(StrEnum):
-    NETWORK = "network"
-    AUTH = "auth"
-    NETWORK_OR_AUTH = "network-or-auth"
-    NETWORK_AND_AUTH = "network-and-auth"
-
-
-class BareNewlines(StrEnum):
-    REFUSE = "refuse"
-    NORMALISE = "normalise"
-
-
-class Role(StrEnum):
-    SUBMISSION = "submission"
-    INBOUND = "inbound"
-
-
-class Listener(Model):
-    """A place where apps connect, or, with `role: inbound`, where other servers bring bounces."""
-
-    name: Name = Field(description="Shown in logs, metrics and Received headers.")
-    role: Role = Field(
-        Role.SUBMISSION,
-        description="`submission`: apps send mail. `inbound`: the MX of `bounces.domain`, and of the return paths of"
-        " sender domains: takes mail for the addresses that relayd issued there and for postmaster and abuse (550 5.1.1"
-        " otherwise), from anyone; no AUTH, and nothing is relayed. `access` and `networks` say nothing then.",
-    )
-    bind: list[BindAddress] = Field(min_length=1, description="IP addresses and ports to listen on, IPv6 in brackets.")
-    tls: ListenerTLS = Field(
-        ListenerTLS.STARTTLS,
-        description="`starttls`: offered after EHLO. `implicit`: TLS from the first octet, as on port 465."
-        " `none`: never; then nobody can log in, except over loopback.",
-    )
-    require_tls: bool = Field(False, description="With `starttls`: refuse MAIL before STARTTLS (530 5.7.0).")
-    access: Access = Field(
-        Access.AUTH,
-        description="Who may send. `network`: clients in `networks`. `auth`: clients that logged in."
-        " `network-or-auth`: either. `network-and-auth`: only both together.",
-    )
-    networks: list[Text] = Field(
-        default_factory=list, description="Source addresses: names from the section `networks`, or CIDRs written here."
-    )
-    proxy_protocol: list[Network] = Field(
-        default_factory=list,
-        description="Load balancers in front of this listener. They must speak PROXY v1 or v2, or may use XCLIENT, to"
-        " name the real client. Nobody else may, and a client that was named by XCLIENT may not name itself anew."
-        " Where a proxy says that it does not know its client (PROXY UNKNOWN), that one is in no network.",
-    )
-    bare_newlines: BareNewlines = Field(
-        BareNewlines.REFUSE,
-        description="What happens to a message with a bare CR or LF: `refuse` it (550 5.6.11), or `normalise` it to"
-        " CRLF before signing.",
-    )
-    message_size: Size | None = Field(
-        None,
-        ge=1024,
-        description="Largest message here (552 5.3.4). Absent: `limits.message_size`, with `role: inbound` at most"
-        " 16MiB.",
-    )
-
-
-class Credential(Model):
-    """What an app logs in with, and what it may send then."""
-
-    username: Text = Field(min_length=1, description="User name for SMTP AUTH.")
-    password: Secret = Field(
-        description="An argon2id hash, made by `relayd config hash-password`; never the password itself."
-    )
-    senders: list[SenderPattern] = Field(
-        default_factory=lambda: ["*"],
-        min_length=1,
-        description="Envelope senders it may use (553 5.7.1 otherwise). `*` is any run of characters, `?` is one.",
-    )
-    accounts: list[Text] = Field(
-        default_factory=list,
-        description="Sender accounts (`relayd sender add`) whose addresses are the only envelope senders it may use"
-        " (553 5.7.1 otherwise). Empty: `senders` alone decides.",
-    )
-    rate: Rate | None = Field(
-        None, description="Messages it may send in any such period (450 4.7.1 beyond). Absent: no limit."
-    )
-    priority: Priority | None = Field(
-        None,
-        description="How urgent its mail is: `high`, `normal` or `bulk`. `priority_header` may say less, never more."
-        " Absent: what the header or the route says.",
-    )
-
-
-class Limits(Model):
-    """What clients can ask of relayd. Each limit has a reply, given in brackets, and a metric."""
-
-    message_size: Size = Field(50 * 1024**2, ge=1024, description="Largest message (552 5.3.4).")
-    recipients: Count = Field(1000, ge=1, description="Recipients of one message (452 4.5.3).")
-    connections: Count = Field(
-        1000,
-        ge=1,
-        description="Open client connections of all listeners, shared out over the workers (421 4.3.2). At the limit,"
-        " who has been there for longest without a login, an allowed network or a mail makes room.",
-    )
-    connections_per_ip: Count = Field(
-        50, ge=1, description="Open connections of one client address, per worker (421 4.7.0)."
-    )
-    line_length: Size = Field(
-        998,
-        ge=998,
-        description="Length up to which a line is standard (RFC 5322 2.1.1). Longer ones are counted and relayed as"
-        " they came.",
-    )
-    line_length_max: Size = Field(1024**2, ge=998, description="Longest line that is taken at all (554 5.6.0).")
-    received_headers: Count = Field(
-        50, ge=1, description="A message with so many Received headers is taken for a loop (550 5.4.6)."
-    )
-    commands: Count = Field(1000, ge=10, description="Commands without an accepted mail in between (421 4.7.0).")
-    errors: Count = Field(20, ge=1, description="Refused commands in one session (421 4.7.0).")
-    idle: Duration = Field(300.0, ge=1, description="How long to wait for the next command (421 4.4.2).")
-    data_idle: Duration = Field(
-        180.0, ge=1, description="How long to wait for the next octets of a message (421 4.4.2)."
-    )
-    min_rate: Size = Field(
-        100, description="Slowest flow of a message, in octets a second over a minute (421 4.4.2). 0: any."
-    )
-    session: Duration = Field(
-        3600.0 * 24, ge=60, description="Longest life of one connection; it ends between two mails (421 4.4.2)."
-    )
-    auth_failures: Count = Field(
-        10,
-        ge=1,
-        description="Failed logins of one address within `auth_window` before it is refused (421 4.7.0). Its /24 or /64"
-        " may have eight times as many.",
-    )
-    auth_window: Duration = Field(600.0, ge=1, description="The period in which `auth_failures` are counted.")
-    memory: Size = Field(
-        512 * 1024**2,
-        ge=16 * 1024**2,
-        description="Octets of messages that one worker holds in memory, in reception or on the way out (452 4.3.1)."
-        " An eighth more is for mails of up to 64 KiB, so that big ones keep nobody out.",
-    )
-
-
-INBOUND_LIMITS: dict[str, float] = {
-    "message_size": 16 * 1024**2,
-    "recipients": 100,
-    "commands": 200,
-    "errors": 10,
-    "idle": 120.0,
-    "data_idle": 120.0,
-    "session": 1800.0,
-}
-"""What a listener with `role: inbound` grants at most (RFC 5321 4.5.3.1.8: 100 recipients must do)."""
-
-
-def _network_kind(value: Any) -> str:
-    return "<fetched>" if isinstance(value, dict | FetchedNetwork) else "<list>"
-
-
-_TaggedNetwork = Annotated[
-    Annotated[list[Network], Tag("<list>")] | Annotated[FetchedNetwork, Tag("<fetched>")],
-    Discriminator(_network_kind),
-]
-
-
-class Match(Model):
-    """Conditions of a route; all that are given must hold. Patterns take `*` and `?`; case makes no difference."""
-
-    sender: SenderPattern | None = Field(None, description="Pattern of the envelope sender.")
-    sender_domain: DomainPattern | None = Field(
-        None, description="Pattern of the envelope sender's domain; of the From header's for the null sender."
-    )
-    credential: Text | None = Field(None, description="User name the app logged in with.")
-    network: Text | None = Field(None, description="Name of the network the app connected from.")
-    campaign: Text | None = Field(None, description="Pattern of the campaign header's value.")
-    recipient_domain: DomainPattern | None = Field(None, description="Pattern of the recipient's domain.")
-    header: dict[HeaderName, str] | None = Field(None, description="Names of headers with patterns of their values.")
-
-    @property
-    def everything(self) -> bool:
-        """No condition at all is given."""
-        return all(getattr(self, name) in (None, {}) for name in type(self).model_fields)
-
-
-class Route(Model):
-    """One rule. The first whose `match` holds carries the message; looked at again on every attempt."""
-
-    match: Match | None = Field(None, description="Conditions. Absent: every message.")
-    upstream: UpstreamChoice = Field(
-        description="Name of the upstream that carries the message. `[a, b]`: the first that can be used at the moment."
-        " `{a: 80, b: 20}`: by weight, each message by its id; the others stand in for one that cannot be used.",
-    )
-    priority: Priority | None = Field(
-        None,
-        description="How urgent its mail is, where neither `priority_header` nor the credential says so. `high` goes"
-        " first, `bulk` last; of ten mails one is from behind, so that nothing starves. Absent: `normal`. A message to"
-        " several recipients has the most urgent of theirs; it is decided when the message is accepted.",
-    )
-
-    @property
-    def upstreams(self) -> tuple[str, ...]:
-        """All that it names, in the order of the file."""
-        return (self.upstream,) if isinstance(self.upstream, str) else tuple(self.upstream)
-
-    @property
-    def weights(self) -> dict[str, int] | None:
-        """The weight of each, where they have weights."""
-        return self.upstream if isinstance(self.upstream, dict) else None
-
-
-class _ThrottleRule(Model):
-    """What is done about a reply by which a provider says "too much" or "not now". The first that fits counts."""
-
-    upstream: Text | None = Field(None, description="Name of the upstream. Absent: all.")
-    match: ThrottleMatch = Field(
-        description="Code, enhanced code and words as they stand in a reply: `452 too many`, `550 5.7.x"
-        " suspended`, `4xx throttl-`. `x`: any digit or number; `a|b`: either word; `word-`: any that begins so; `*`:"
-        " up to six words. Case and punctuation make no difference; every part may be missing."
-    )
-    action: Literal["pause", "slow", "defer", "next-upstream"] = Field(
-        description="`pause`: nothing goes out by this upstream, or this account, for so long. `slow`: half as many"
-        " connections, and no more for so long. `defer`: this mail is not tried again before. `next-upstream`: it goes"
-        " by the next upstream that its route names. None of them bounces."
-    )
-
-    @property
-    def seconds(self) -> float:
-        """How long."""
-        return float(getattr(self, "for"))
-
-
-if TYPE_CHECKING:
-    ThrottleRule = _ThrottleRule
-else:
-    # the key is a word of Python's
-    ThrottleRule = create_model(
-        "ThrottleRule",
-        __base__=_ThrottleRule,
-        __doc__=_ThrottleRule.__doc__,
-        **{"for": (Duration, Field(300.0, gt=0, le=7 * 86400.0, description="How long."))},
-    )
 
 
 class DKIMKey(Model):
@@ -462,11 +173,6 @@ class Log(Model):
     )
 
 
-def draft_of(path: Path) -> Path:
-    """Where a file is written before it is put in its place whole."""
-    return path.with_name(f"{path.name}.new")
-
-
 def _workers(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(value, str) and value.isascii() and value.isdigit():
@@ -495,7 +201,7 @@ class Config(Model):
         " `data_dir`/secret on first start.",
     )
     tls: TLSFiles = Field(default_factory=TLSFiles, description="The certificate that listeners show.")
-    networks: dict[NetworkName, _TaggedNetwork] = Field(
+    networks: dict[NetworkName, TaggedNetwork] = Field(
         default_factory=dict,
         description="Named source allowlists: a list of addresses and CIDRs, or a URL that they are fetched from.",
     )

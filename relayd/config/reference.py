@@ -16,7 +16,7 @@ from relayd.config.shape import alternatives, inner_kind, kind_of, models_in
 _INTRO = """\
 # Configuration
 
-<!-- Made by scripts/generate-docs from relayd/config/models.py. Change it there. -->
+<!-- Made by scripts/generate-docs from the models in relayd/config/. Change it there. -->
 
 relayd reads one YAML file. `config.example.yaml` is a complete one: what it needs is switched on, everything else is
 shown as a comment. `relayd config check FILE` names every fault at once: line, key, what is wrong, what would be

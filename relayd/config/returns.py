@@ -9,19 +9,10 @@ from pydantic import (
     Field,
 )
 
-from relayd.config.base import Model
-from relayd.config.types import (
-    BlockClass,
-    Count,
-    Domain,
-    Duration,
-    Expiry,
-    FilePath,
-    Host,
-    Name,
-    Secret,
-    Text,
-)
+from relayd.config.base import Model, Secret
+from relayd.config.names import BlockClass, Domain, Host, Name, Text
+from relayd.config.places import FilePath
+from relayd.config.quantities import Count, Duration, Expiry
 from relayd.core.blocking import ScopeKind
 
 

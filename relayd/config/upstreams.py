@@ -16,19 +16,10 @@ from pydantic import (
 )
 
 from relayd.config import presets
-from relayd.config.base import Model
-from relayd.config.types import (
-    Address,
-    Count,
-    Day,
-    Domain,
-    Duration,
-    FilePath,
-    Host,
-    PresetName,
-    Secret,
-    Text,
-)
+from relayd.config.base import Model, Secret
+from relayd.config.names import Address, Domain, Host, PresetName, Text
+from relayd.config.places import FilePath
+from relayd.config.quantities import Count, Day, Duration
 from relayd.config.windows import Windows
 from relayd.core.lifecycle import OnUncertain
 

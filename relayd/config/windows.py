@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, WithJsonSchema
 
-from relayd.config.types import wrong
+from relayd.config.base import wrong
 from relayd.core.units import Rate, parse_rate
 
 _REMEDY = "Write a count and a period of s, min, h or day, like 30/min, or several: [30/min, 500/day]"

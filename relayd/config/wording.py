@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from relayd.config.base import WRONG
 from relayd.config.document import Entry
 from relayd.config.fault import Fault, Loc, Positions, printable
 from relayd.config.models import Config
 from relayd.config.shape import field_at, is_secret, kind_of, model_at, models_in
-from relayd.config.types import WRONG
 from relayd.core.units import format_duration, format_size
 
 

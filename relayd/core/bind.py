@@ -1,4 +1,4 @@
-"""Where to listen: an IP address and a port, written as one text. Checked by config/types.py; bound by sockets.py."""
+"""Where to listen: an IP address and a port, written as one text. Checked by config/places.py; bound by sockets.py."""
 
 from __future__ import annotations
 
