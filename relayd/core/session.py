@@ -25,6 +25,8 @@ class Outgoing:
     envelope: Envelope
     recipients: tuple[Recipient, ...]
     content: bytes
+    front: bytes = b""
+    """Whole header fields that go in front of a big content, CRLF included: together they would be a second copy."""
 
 
 @quick

@@ -26,8 +26,10 @@ from relayd.delivery.crew import Carrier
 from relayd.delivery.lanes import Lane
 from relayd.delivery.line import Line, Plan, trouble_in
 from relayd.delivery.observer import DeliveryObserver
+from relayd.delivery.rereading import Rereading
 from relayd.delivery.settle import RELEASED, Facts, expire, move, overdue, settle_attempt, steer, suppress
 from relayd.delivery.writing import Choose, Writer
+from relayd.intake.memory import SMALL, MemoryBudget
 from relayd.spool.filter import QueueFilter
 from relayd.spool.joining import APART
 from relayd.spool.store import (
@@ -63,6 +65,7 @@ class Attempts:
         clock: Callable[[], Millis],
         blocked: Callable[[Message, str], Block | None],
         rng: random.Random,
+        memory: MemoryBudget,
     ) -> None:
         self._store = store
         self.plan = plan
@@ -72,10 +75,14 @@ class Attempts:
         self._clock = clock
         self._blocked = blocked
         self._random = rng
+        self._rereading = Rereading(memory)
         self._log = structlog.get_logger("relayd.delivery")
 
-    async def carry(self, line: Line, carrier: Carrier, delivery: Delivery) -> None:
-        """Carry one delivery: the crew's `Attempt`."""
+    async def carry(self, line: Line, carrier: Carrier, delivery: Delivery, *, room: bool = False) -> None:
+        """Carry one delivery: the crew's `Attempt`. `room`: there is room to read its content from disk."""
+        if delivery.content is None and delivery.message.size > SMALL and not room:
+            await self._carry_in_turn(line, carrier, delivery)
+            return
         started = self._clock()
         try:
             if line.gate.probing and not await line.standings.may_probe(line.lane.name):
@@ -104,6 +111,18 @@ class Attempts:
             outcomes = (_INTERNAL,) * len(delivery.recipients)
             sent = Sent(outcomes, Stage.LOCAL, str(_INTERNAL.reply), None, dsn=False)
             self._writer.settle(line, delivery, delivery.recipients, sent, started=started, session=None, last=True)
+
+    async def _carry_in_turn(self, line: Line, carrier: Carrier, delivery: Delivery) -> None:
+        """Carry it once there is room for its content, which is on disk only."""
+        octets, gate = delivery.message.size, line.gate
+        waited = await self._rereading.enter(octets)
+        try:
+            if waited and (gate.shut or (gate.paused and not gate.probing)):
+                line.lane.put_back(delivery)
+            else:
+                await self.carry(line, carrier, delivery, room=True)
+        finally:
+            self._rereading.leave(octets)
 
     async def reroute(self, line: Line, delivery: Delivery) -> bool:
         """Move the recipients that belong in other lanes now; False where all stay, and it is to be put back.
@@ -245,7 +264,7 @@ class Attempts:
     ) -> None:
         """As many recipients in one transaction as the upstream takes and its budgets allow, until all were tried."""
         message, rest = delivery.message, delivery.recipients
-        signed: bytes | None = None
+        signed: tuple[bytes, bytes] | None = None
         domain = ""
         reused = carrier.session is not None
         while rest:
@@ -298,8 +317,8 @@ class Attempts:
         else:
             line.end(message.id)
 
-    async def _signed(self, line: Line, delivery: Delivery) -> tuple[bytes, str]:
-        """The content as it goes out by this line, and the domain of its From."""
+    async def _signed(self, line: Line, delivery: Delivery) -> tuple[tuple[bytes, bytes], str]:
+        """The content as it goes out by this line, with what goes in front of it, and the domain of its From."""
         message = delivery.message
         content = delivery.content if delivery.content is not None else await self._store.content(message.id)
         outward, domain = line.plan.outward, message.from_domain
@@ -307,11 +326,17 @@ class Attempts:
             content, domain = outward.content(message, content)
         elif outward is not None:
             content, domain = await asyncio.to_thread(outward.content, message, content)
-        return await self.plan.signing.signed(content, domain) if line.plan.sign else content, domain
+        return await self.plan.signing.signed(content, domain) if line.plan.sign else (b"", content), domain
 
     @staticmethod
     def _outgoing(
-        line: Line, message: Message, part: tuple[Waiting, ...], signed: bytes, *, from_domain: str, started: Millis
+        line: Line,
+        message: Message,
+        part: tuple[Waiting, ...],
+        signed: tuple[bytes, bytes],
+        *,
+        from_domain: str,
+        started: Millis,
     ) -> Outgoing:
         """One transaction, under the name that goes out by this line."""
         envelope, outward, verp = message.envelope, line.plan.outward, line.plan.return_path
@@ -319,7 +344,8 @@ class Attempts:
             envelope = replace(envelope, sender=outward.sender(message))
         if verp is not None and message.envelope.sender:
             envelope = replace(envelope, sender=verp(message.id, part[0].n, started, from_domain))
-        return Outgoing(format_id(message.id), envelope, tuple([waiting.recipient for waiting in part]), signed)
+        front, content = signed
+        return Outgoing(format_id(message.id), envelope, tuple([waiting.recipient for waiting in part]), content, front)
 
     def _settle(
         self,

@@ -113,7 +113,7 @@ def plan(mail: Outgoing, offers: Offers, *, eight_bit: bool) -> Plan:
 def _obstacle(mail: Outgoing, offers: Offers, *, eight_bit: bool) -> tuple[Reply | None, bool]:
     """Why the message as such cannot be sent there, and whether its header asks for SMTPUTF8."""
     content = mail.content
-    if offers.size and len(content) > offers.size:
+    if offers.size and len(mail.front) + len(content) > offers.size:
         return TOO_BIG, False
     if not eight_bit:
         return None, False
@@ -145,7 +145,7 @@ def _path(address: str, offers: Offers) -> str | None:
 
 def _mail_parameters(mail: Outgoing, offers: Offers, *, eight_bit: bool, utf8: bool) -> str:
     envelope = mail.envelope
-    out = "" if offers.size is None else f" SIZE={len(mail.content)}"
+    out = "" if offers.size is None else f" SIZE={len(mail.front) + len(mail.content)}"
     if offers.eight_bit and (eight_bit or utf8 or envelope.body == "8BITMIME"):
         out += " BODY=8BITMIME"
     if utf8:

@@ -93,6 +93,7 @@ class Dispatcher:
             clock=clock,
             blocked=blocked,
             rng=self._random,
+            memory=memory,
         )
         self._writer.choose, self._writer.other = self.choose, self.other
         self._moving = Moving(self._lines, self._attempts, self.standings.unavailable, self.choose, self._shared)

@@ -19,7 +19,6 @@ from relayd.core.address import AddressError, to_ascii
 from relayd.core.canonical import relaxed_field, relaxed_pieces
 from relayd.core.headers import FOLD_AT, HeaderBlock, scan
 from relayd.core.units import Millis
-from relayd.spool.joining import join
 
 if TYPE_CHECKING:
     from relayd.delivery.openssl import PrivateKey
@@ -232,18 +231,20 @@ class SigningPool:
         self._closed = False
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="dkim")
 
-    async def signed(self, content: bytes, from_domain: str) -> bytes:
-        """The message with its signatures in front; as it is where no key fits."""
+    async def signed(self, content: bytes, from_domain: str) -> tuple[bytes, bytes]:
+        """Signatures that go in front of the content, and the content; b"" where no key fits.
+
+        Small content has them in it already, big content does without a copy.
+        """
         if not from_domain or not self.signer.keys_for(from_domain):
-            return content
+            return b"", content
         if len(content) <= self._inline:
-            return self._signed(content, from_domain)
+            return b"", self.signer.sign(content, from_domain) + content
         # mail that is under way while a new configuration takes over comes after `close`: it finds a thread elsewhere
         executor = None if self._closed else self._executor
-        return await asyncio.get_running_loop().run_in_executor(executor, self._signed, content, from_domain)
-
-    def _signed(self, content: bytes, from_domain: str) -> bytes:
-        return join([self.signer.sign(content, from_domain), content])
+        return await asyncio.get_running_loop().run_in_executor(
+            executor, self.signer.sign, content, from_domain
+        ), content
 
     def close(self) -> None:
         """Let the threads end; what they are at is finished first. The pool goes on working, without them."""

@@ -296,23 +296,29 @@ class ReplyProtocol(SMTPProtocol):
 
     # content
 
-    async def content(self, octets: bytes, progress: float, dot: float) -> tuple[bool, RawReply | None]:
+    async def content(
+        self, octets: bytes, progress: float, dot: float, front: bytes = b""
+    ) -> tuple[bool, RawReply | None]:
         """Send a message (CRLF line ends, CRLF at the end) with dots doubled and the final dot, and take the reply.
 
+        `front`: header fields that go ahead of it.
         The first value says whether the final dot went out; the reply is None when none came (see `fault`).
         A refusal before the dot is a reply, too. `progress`: seconds for each piece; `dot`: for the reply.
         """
         if not self.clean:
             return False, self.stray
         self._dotted = False
-        if len(octets) <= CHUNK:
-            tail = stuffed(octets) + b".\r\n"
+        size = len(front) + len(octets)
+        if size <= CHUNK:
+            tail = stuffed(front + octets) + b".\r\n"
         else:
+            if front:
+                self._put(stuffed(front))
             rest = await self._pieces(octets, progress)
             if rest is None:
                 return False, self.stray
             tail = rest + b".\r\n"
-        self.dialogue.content(len(octets))
+        self.dialogue.content(size)
         self._awaited, self._replies = 1, []
         self._arm(dot)
         self._put(tail)
@@ -332,7 +338,7 @@ class ReplyProtocol(SMTPProtocol):
     async def _pieces(self, octets: bytes, progress: float) -> bytes | None:
         """Send all but the last piece; that one comes back (with dots doubled). None when the peer spoke or went."""
         view = memoryview(octets)
-        last = (len(octets) - 1) // CHUNK * CHUNK
+        last = max(len(octets) - 1, 0) // CHUNK * CHUNK
         for start in range(0, last, CHUNK):
             self._arm(progress)
             self._put(piece(octets, view, start))

@@ -172,7 +172,7 @@ class _Performance:
         if Act.DROP in acts:
             self._fail(dropped(Stage.DATA), "the connection ended")
             return
-        self._dialogue.content(len(self.mail.content))
+        self._dialogue.content(len(self.mail.front) + len(self.mail.content))
         refusal = next((part.reply for part in parts if part.at_dot), None)
         if refusal is not None:
             self.over = refusal.code == 421

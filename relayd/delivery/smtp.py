@@ -170,7 +170,7 @@ class SMTPSession:
             ready = len(replies) == len(steps.rcpts) + 2 and replies[-1][0] == 354 and not protocol.ended
             if verdict.waiting and ready:
                 timeouts = self._timeouts
-                self._conclude(verdict, *await protocol.content(content, timeouts.data, timeouts.dot))
+                self._conclude(verdict, *await protocol.content(content, timeouts.data, timeouts.dot, mail.front))
             elif verdict.waiting:
                 # behind 354, before we sent anything, the upstream ended the session or broke the protocol
                 verdict.rest(self._outcome(Stage.DATA, protocol.stray))

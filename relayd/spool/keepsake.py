@@ -23,6 +23,7 @@ from relayd.core.session import Outgoing
 from relayd.core.units import Millis
 from relayd.spool import files
 from relayd.spool.faults import is_damage
+from relayd.spool.joining import join
 
 MAX_MAILS = 10_000
 MAX_OCTETS = 1024**3
@@ -156,8 +157,9 @@ class Keepsakes:
     async def keep(self, mail: Outgoing, recipients: Sequence[str], at: Millis) -> int:
         """Keep one mail and drop the oldest beyond the limits; its number. Raises sqlite3.Error."""
         subject = headers.facts(mail.content[:SUBJECT_WITHIN]).subject
-        row = (at, mail.id, mail.envelope.sender, orjson.dumps(list(recipients)).decode(), subject, len(mail.content))
-        return await self._run(lambda connection: self._keep(connection, row, mail.content))
+        size = len(mail.front) + len(mail.content)
+        row = (at, mail.id, mail.envelope.sender, orjson.dumps(list(recipients)).decode(), subject, size)
+        return await self._run(lambda connection: self._keep(connection, row, join([mail.front, mail.content])))
 
     def _keep(self, connection: sqlite3.Connection, row: tuple[Any, ...], content: bytes) -> int:
         if self._durable:

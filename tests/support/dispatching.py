@@ -294,21 +294,26 @@ class World:
         return True
 
     async def accept(
-        self, *addresses: str, sender: str = "shop@example.com", push: bool = True, urgency: int = 0
+        self,
+        *addresses: str,
+        sender: str = "shop@example.com",
+        push: bool = True,
+        urgency: int = 0,
+        content: bytes = CONTENT,
     ) -> MessageId:
         """Keep a mail and hand it on, as intake does."""
         number, now = self.store.mint(), self.clock()
-        message = make_message(number, envelope=Envelope(sender), accepted_at=now, priority=urgency)
+        message = make_message(number, envelope=Envelope(sender), accepted_at=now, priority=urgency, content=content)
         waiting = []
         for n, address in enumerate(addresses):
             recipient = Recipient(address)
             lane = self.current.table.upstream_for(message, recipient) or ""
             waiting.append(Waiting(n, recipient, lane, due=self.clock()))
-        await self.store.accept(message, waiting, CONTENT)
+        await self.store.accept(message, waiting, content)
         if push:
             for lane in dict.fromkeys(w.lane for w in waiting):
                 part = tuple(w for w in waiting if w.lane == lane)
-                self.dispatcher.push(Delivery(message, part, CONTENT))
+                self.dispatcher.push(Delivery(message, part, content))
         return message.id
 
     async def states(self, message: MessageId) -> list[State]:

@@ -6,6 +6,7 @@ import asyncio
 import mailbox
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ async def test_what_is_given_is_kept_octet_for_octet(path: Path) -> None:
     assert (mail.id, mail.at, mail.message, mail.sender) == (1, NOW, "m1", "a@example.com")
     assert (mail.recipients, mail.subject, mail.size) == (("b@example.net", "c@example.net"), "Grüße", len(content))
     assert show(path, 1) == (mail, content) == show(path, "m1")
+    await (session := await opened(path)).send(
+        replace(outgoing("d@example.net", content=content), front=b"X-One: 1\r\n")
+    )
+    await session.close()
+    mail, kept = show(path, 2)
+    assert (kept, mail.size) == (b"X-One: 1\r\n" + content, len(content) + 10)
     assert os.stat(path).st_mode & 0o077 == 0  # noqa: PTH116 - a look at the file, after all is done
 
 

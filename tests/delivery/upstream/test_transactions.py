@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -284,6 +285,20 @@ async def test_a_big_mail_arrives_octet_for_octet(tls: str) -> None:
         sent = await send(upstream, outgoing(content=BIG))
         assert kinds(sent) == ["delivered"]
         assert upstream.mails[0].content == BIG
+
+
+@pytest.mark.parametrize("content", [b"", b".\r\n", BIG[15:], b"x" * (1 << 16) + b"\r\n"])
+async def test_what_goes_in_front_of_a_content_arrives_in_front_of_it(content: bytes) -> None:
+    front = b"DKIM-Signature: v=1;\r\n\tb=\r\nX-Two: 2\r\n"
+    whole = front + b"\r\n" + content
+    async with FakeUpstream(extensions=(*EXTENSIONS, f"SIZE {len(whole)}")) as upstream:
+        sent = await send(upstream, replace(outgoing(content=b"\r\n" + content), front=front))
+        assert kinds(sent) == ["delivered"]
+        assert upstream.mails[0].content == whole
+        assert f"SIZE={len(whole)}" in upstream.mails[0].sender_parameters
+    async with FakeUpstream(extensions=(*EXTENSIONS, f"SIZE {len(whole) - 1}")) as upstream:
+        sent = await send(upstream, replace(outgoing(content=b"\r\n" + content), front=front))
+        assert kinds(sent) == ["rejected"]
 
 
 async def test_a_peer_that_stops_reading_content_defers() -> None:

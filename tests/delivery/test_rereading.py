@@ -1,0 +1,157 @@
+"""Contents that are read back from disk to go out: as many as there is room for, and each in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relayd.core.lifecycle import Outcome
+from relayd.core.session import Outgoing
+from relayd.delivery.rereading import MIDDLE, Rereading
+from relayd.intake.memory import SMALL, MemoryBudget
+from tests.support.dispatching import NO_LINE, TAKEN, World, until
+from tests.support.mail import CONTENT
+
+MIB = 1 << 20
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["enter", "leave", "cancel", "both"]), st.integers(1, 9 * MIB), st.integers(0, 99))
+    )
+)
+def test_whatever_comes_and_goes_the_room_is_kept_to_and_nobody_waits_beside_room(
+    acts: list[tuple[str, int, int]],
+) -> None:
+    async def played() -> None:
+        memory = MemoryBudget(16 * MIB)
+        rereading = Rereading(memory)
+        tasks: dict[asyncio.Task[bool], int] = {}
+        inside: dict[asyncio.Task[bool], int] = {}
+        for act, octets, which in acts:
+            waiting = [task for task in tasks if task not in inside]
+            if act == "enter":
+                task = asyncio.create_task(rereading.enter(octets))
+                tasks[task] = octets
+            elif act == "cancel" and waiting:
+                chosen = waiting[which % len(waiting)]
+                chosen.cancel()
+                del tasks[chosen]
+            elif inside:
+                chosen = list(inside)[which % len(inside)]
+                rereading.leave(inside.pop(chosen))
+                del tasks[chosen]
+                if act == "both" and waiting:  # whoever has room at this very moment does not want it any more
+                    waiting[0].cancel()
+                    del tasks[waiting[0]]
+            await turns()
+            inside |= {task: octets for task, octets in tasks.items() if task.done()}
+            assert memory.used == sum(inside.values())
+            for big in (False, True):
+                here = [octets for octets in inside.values() if (octets > MIDDLE) == big]
+                assert len(here) <= 1 or sum(here) <= memory.limit // (2 if big else 8)
+                assert here or all((octets > MIDDLE) != big for octets in tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for octets in inside.values():
+            rereading.leave(octets)
+        assert memory.used == 0
+
+    asyncio.run(played())
+
+
+async def test_big_ones_take_no_more_than_is_free_and_one_of_them_goes_in_any_case() -> None:
+    memory = MemoryBudget(16 * MIB)
+    rereading = Rereading(memory)
+    memory.take(9 * MIB)
+    assert not await rereading.enter(2 * MIB)
+    second = asyncio.create_task(rereading.enter(2 * MIB))
+    assert not await rereading.enter(MIB)  # has room of its own
+    await turns()
+    assert not second.done()
+    rereading.leave(2 * MIB)
+    assert await second
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    yield world
+    await world.close()
+    assert world.memory.used == 0
+
+
+async def test_after_a_restart_memory_is_not_filled_by_big_mail_and_all_of_it_goes_out(world: World) -> None:
+    """Some mails are as big as all of their room, and small ones go their way beside them."""
+    slow, sending, peak, opened = asyncio.Event(), 0, 0, asyncio.Event()
+
+    async def answer(mail: Outgoing) -> Sequence[Outcome]:
+        nonlocal sending, peak
+        sending += len(mail.content)
+        peak = max(peak, sending)
+        if len(mail.content) > SMALL:
+            slow.set()
+            await opened.wait()
+        sending -= len(mail.content)
+        return [TAKEN] * len(mail.recipients)
+
+    world.upstream("acme").answer = answer
+    world.settings["acme"] = {"connections": 12}
+    world.memory.limit = 16 * MIB
+    await world.open(world.plan("acme"))
+    world.upstream("acme").refuses = NO_LINE
+    big = [
+        await world.accept("a@example.org", content=CONTENT + b"x" * size, push=False)
+        for size in [3 * MIB] * 4 + [5 * MIB] + [MIB - 1000] * 5
+    ]
+    small = [await world.accept("b@example.org", push=False) for _ in range(5)]
+    await world.close()
+    world.upstream("acme").refuses = None
+    world.clock.now += 600_000
+    await world.open(world.plan("acme"))
+    await asyncio.wait_for(slow.wait(), 20)
+    await until(lambda: len(world.upstream("acme").transactions) >= 9)  # two big, two middling, all small ones
+    assert world.memory.used <= 10 * MIB
+    opened.set()
+    await world.settled(*big, *small)
+    assert peak <= 8 * MIB + 2 * MIB + 5 * len(CONTENT)
+
+
+async def test_what_waited_for_room_while_its_upstream_was_suspended_stays_where_it_was(world: World) -> None:
+    world.memory.limit = 6 * MIB
+    opened, waiting = asyncio.Event(), asyncio.Event()
+
+    async def answer(mail: Outgoing) -> Sequence[Outcome]:
+        waiting.set()
+        await opened.wait()
+        return [TAKEN] * len(mail.recipients)
+
+    acme = world.upstream("acme")
+    acme.answer = answer
+    await world.open(world.plan("acme"))
+    mails = [await world.accept("a@example.org", content=CONTENT + b"x" * 2 * MIB, push=False) for _ in range(3)]
+    world.look()
+    await asyncio.wait_for(waiting.wait(), 20)
+    lane = world.dispatcher._lines["acme"].lane
+    await until(lambda: lane.flying == 3)
+    lane.gate.shut = True
+    opened.set()
+    await until(lambda: lane.flying == 0)
+    assert len(acme.transactions) == 1
+    assert world.memory.used == 0
+    lane.gate.shut = False
+    world.look()
+    await world.settled(*mails)
+    assert len(acme.transactions) == 3
