@@ -40,9 +40,8 @@ def check_files(config: Config, positions: Positions) -> Iterator[Fault]:
     acme = config.tracking.acme
     if acme is not None and acme.ca_file is not None and positions.sound(("tracking",)):
         yield from files.certificates(("tracking", "acme", "ca_file"), acme.ca_file)
-    kept = positions.kept.get("dkim")
-    for index, key in enumerate(config.dkim):
-        yield from files.dkim_key(("dkim", kept[index] if kept is not None else index, "key"), key.key)
+    for loc, key in positions.items("dkim", config.dkim):
+        yield from files.dkim_key((*loc, "key"), key.key)
 
 
 class _Files:
@@ -53,8 +52,7 @@ class _Files:
         """Files that others can read are no place for a secret."""
         locs: list[Loc] = [("secret",)]
         locs += [("upstreams", name, "password") for name in config.upstreams]
-        kept = self._at.kept.get("credentials", tuple(range(len(config.credentials))))
-        locs += [("credentials", index, "password") for index in kept]
+        locs += [(*loc, "password") for loc, _ in self._at.items("credentials", config.credentials)]
         locs += [("bounces", "mailboxes", index, "password") for index in range(len(config.bounces.mailboxes))]
         for loc in locs:
             source = self._at.source(loc)

@@ -1,68 +1,68 @@
-"""Finds what contradicts itself about several upstreams: overflow in a circle, rules about upstreams nobody knows.
-
-Routes themselves are judged by check.py.
-"""
+"""Finds what contradicts itself about routes and rules: names nobody knows, routes that are never reached."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
-from relayd.config.fault import Fault, Loc, Positions, Severity
-from relayd.config.models import Config, SMTPUpstream
+from relayd.config.fault import UNKNOWN, Fault, Loc, Positions, Severity
+from relayd.config.models import Config, Route
+
+_WARNING = Severity.WARNING
 
 
-def check_overflow(at: Positions, config: Config, known: set[str]) -> Iterator[Fault]:
-    """Overflow that names nobody, or leads back to where it began; each circle is told once."""
-    over = {
-        name: upstream.overflow
-        for name, upstream in config.upstreams.items()
-        if isinstance(upstream, SMTPUpstream) and upstream.overflow is not None
-    }
-    told: set[str] = set()
-    for name, other in over.items():
-        loc: Loc = ("upstreams", name, "overflow")
-        if not at.sound(loc):
+def check_routes(at: Positions, config: Config, known: set[str]) -> Iterator[Fault]:
+    """Routes that name what is not there, and those that no mail reaches. `known`: the names of upstreams."""
+    for loc, route in at.items("routes", config.routes):
+        yield from _route(at, config, known, loc, route)
+    yield from _order(at, config)
+
+
+def _route(at: Positions, config: Config, known: set[str], loc: Loc, route: Route) -> Iterator[Fault]:
+    here = (*loc, "upstream")
+    for place, name in enumerate(route.upstreams):
+        if isinstance(route.upstream, list):
+            here = (*loc, "upstream", place)
+        yield from at.unknown(here, "upstream", name, known, UNKNOWN)
+    match = route.match
+    if match is None:
+        return
+    if match.network is not None:
+        networks = at.names("networks", config.networks)
+        here, remedy = (*loc, "match", "network"), "Define it under networks; addresses cannot be written here"
+        yield from at.unknown(here, "network", match.network, networks, remedy)
+    if match.credential is not None and at.sound(("credentials",)):
+        users = {credential.username for credential in config.credentials}
+        if not {"*", "?"} & set(match.credential):
+            here, remedy = (*loc, "match", "credential"), "Define it under credentials, or name one that is there"
+            yield from at.unknown(here, "credential", match.credential, users, remedy)
+
+
+def _order(at: Positions, config: Config) -> Iterator[Fault]:
+    routes = list(at.items("routes", config.routes))
+    catch_all: Loc | None = None
+    seen: dict[str, Loc] = {}
+    for loc, route in routes:
+        if not at.sound((*loc, "match")):
             continue
-        if other not in known:
-            yield _unknown(at, loc, other, known)
-            continue
-        circle, at_name = [name], other
-        while at_name in over and at_name not in circle:
-            circle.append(at_name)
-            at_name = over[at_name]
-        if at_name == name and not told & set(circle):
-            told |= set(circle)
-            way = " to ".join([*circle, name])
-            remedy = "Let the last one have no overflow, so that mail can wait there"
-            yield at.fault(loc, f"the overflow goes round in a circle: {way}", remedy)
-        elif _no_day(config, name):
-            problem = f"{name} has no budget of a day or longer that could be used up"
-            yield at.fault(loc, problem, "Add limits: {recipients: 10000/day}, or take it out", Severity.WARNING)
-
-
-def _no_day(config: Config, name: str) -> bool:
-    upstream = config.upstreams[name]
-    if not isinstance(upstream, SMTPUpstream):
-        return False
-    limits = [upstream.limits, *(account.limits for account in upstream.accounts if account.limits is not None)]
-    return not any(rate.seconds >= DAY for each in limits for rate in (*each.messages, *each.recipients))
-
-
-DAY = 86_400.0
-"""Seconds of the shortest budget whose end overflow waits for."""
+        everything = route.match is None or route.match.everything
+        rule = "" if everything or route.match is None else route.match.model_dump_json().lower()
+        first = catch_all or seen.get(rule)
+        if first is not None:
+            why = "takes everything" if catch_all else "has the same match"
+            line = at.place(first).line
+            where = f"the route in line {line}" if line else f"routes[{first[1]}]"
+            problem = f"this route is never reached, because {where} {why}"
+            yield at.fault(loc, problem, "Move it up, or take it out")
+        seen.setdefault(rule, loc)
+        catch_all = loc if everything and catch_all is None else catch_all
+    if routes and catch_all is None and at.sound(("routes",)):
+        problem = "no route takes everything, so mail that fits none is refused (550 5.4.4)"
+        remedy = "End with a route that has only an upstream, unless this is meant"
+        yield at.fault(routes[-1][0], problem, remedy, _WARNING)
 
 
 def check_rules(at: Positions, config: Config, known: set[str]) -> Iterator[Fault]:
     """Rules about upstreams that are not there."""
-    kept = at.kept.get("rules")
-    for index, rule in enumerate(config.rules):
-        loc: Loc = ("rules", kept[index] if kept is not None else index, "upstream")
-        if rule.upstream is not None and rule.upstream not in known and at.sound(loc):
-            yield _unknown(at, loc, rule.upstream, known)
-
-
-def _unknown(at: Positions, loc: Loc, name: str, known: set[str]) -> Fault:
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    remedy = f"Did you mean {near[0]}?" if near else "Define it under upstreams, or name one that is there"
-    return at.fault(loc, f"there is no upstream {name!r}", remedy)
+    for loc, rule in at.items("rules", config.rules):
+        if rule.upstream is not None:
+            yield from at.unknown((*loc, "upstream"), "upstream", rule.upstream, known, UNKNOWN)

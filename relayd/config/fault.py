@@ -1,17 +1,24 @@
 """What can be wrong with a configuration: a fault with its place and its remedy, and where every key stands.
 
-Finding faults is left to document.py (YAML), wording.py (single values) and check.py (keys among each other).
+Finding faults is left to document.py (YAML), wording.py (single values) and the check….py (keys among each other).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 Loc = tuple[str | int, ...]
 """The way to a value: keys of mappings and indexes (from 0) of lists."""
+UNKNOWN = "Define it under upstreams, or name one that is there"
+"""The remedy for an upstream that is not there."""
+BRING = "Bring it by !env NAME, !file PATH or !credential NAME"
+"""The remedy for a secret that is written in the file."""
 
 
 class Severity(StrEnum):
@@ -106,9 +113,33 @@ class Positions:
         place = self.places.get(loc)
         return place.source if place is not None else None
 
-    def sound(self, loc: Loc) -> bool:
-        """No fault is known of the value, of a part of it, or of what it is a part of."""
-        return loc not in self._around and not any(loc[:length] in self.faulty for length in range(len(loc)))
+    def sound(self, *locs: Loc) -> bool:
+        """No fault is known of these values, of a part of them, or of what they are a part of."""
+        return not any(
+            loc in self._around or any(loc[:length] in self.faulty for length in range(len(loc))) for loc in locs
+        )
+
+    def items(self, section: str, values: Iterable[T]) -> Iterator[tuple[Loc, T]]:
+        """The items of a list with their places, which in a faulty file are not their indexes."""
+        kept = self.kept.get(section)
+        for index, value in enumerate(values):
+            yield (section, kept[index] if kept is not None else index), value
+
+    def names(self, section: str, known: Iterable[str]) -> set[str]:
+        """Names that are written in a section, those of faulty entries included."""
+        return set(known) | {str(loc[1]) for loc in self.places if len(loc) == 2 and loc[0] == section}
+
+    def open(self, loc: Loc) -> bool:
+        """The value is written in the file itself, where secrets do not belong; no fault is known of it."""
+        return self.directory is not None and self.source(loc) is None and self.sound(loc)
+
+    def unknown(self, loc: Loc, what: str, name: str, known: Iterable[str], remedy: str) -> Iterator[Fault]:
+        """A fault where a name is not among those known; the remedy is told where none is near it."""
+        known = sorted(known)
+        if name in known or not self.sound(loc) or (f"{what}s",) in self.faulty:
+            return
+        near = difflib.get_close_matches(name, known, 1)
+        yield self.fault(loc, f"there is no {what} {name!r}", f"Did you mean {near[0]}?" if near else remedy)
 
     def fault(self, loc: Loc, problem: str, remedy: str, severity: Severity = Severity.ERROR) -> Fault:
         """A fault of the value at `loc`."""

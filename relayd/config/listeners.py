@@ -1,6 +1,6 @@
 """The shape of `tls`, `networks`, `listeners`, `credentials` and `limits`: who may come in, and what they can ask.
 
-Finding faults that need more than one section is check.py's work.
+Finding faults that need more than one key is check_listeners.py's work.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The shape of `routes` and `rules`: which upstream carries a message, and what is done about certain replies.
 
-Finding faults that need more than one section is check.py's work.
+Finding faults that need more than one key is check_routes.py's work.
 """
 
 from __future__ import annotations

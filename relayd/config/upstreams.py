@@ -1,6 +1,6 @@
 """The shape of `upstreams`: an SMTP service with its login, limits and accounts, or the sandbox.
 
-Finding faults that need more than one section is check.py's work.
+Finding faults that need more than one key is check_upstreams.py's work.
 """
 
 from __future__ import annotations

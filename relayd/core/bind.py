@@ -1,4 +1,7 @@
-"""Where to listen: an IP address and a port, written as one text. Checked by config/places.py; bound by sockets.py."""
+"""Where to listen: an IP address and a port, written as one text; and whether a host is this machine.
+
+Checked by config/places.py; bound by sockets.py.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,11 @@ class Bind(str):
     def loopback(self) -> bool:
         """Only this machine can reach it."""
         return self.address.is_loopback
+
+
+def is_loopback(host: str) -> bool:
+    """A host, by name or address, that is this very machine: nothing that goes there crosses a network."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

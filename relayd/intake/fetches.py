@@ -9,7 +9,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ import orjson
 import structlog
 
 from relayd.config.models import Config, FetchedNetwork
+from relayd.core.bind import is_loopback
 from relayd.core.units import Millis
 from relayd.intake.cidr import Network, unmap_network
 from relayd.spool.state import FetchedList, StateDB, StateError
@@ -77,15 +78,8 @@ def check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
-    if parts.scheme != "http" or not _loopback(parts.hostname or ""):
+    if parts.scheme != "http" or not is_loopback(parts.hostname or ""):
         raise FetchError("the URL is not https")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 async def fetch(url: str) -> bytes:
