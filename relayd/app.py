@@ -41,6 +41,7 @@ from relayd.domains.duty import DomainDuty
 from relayd.domains.issued import Contexts
 from relayd.domains.issuing import CertificateDuty
 from relayd.doors import Doors
+from relayd.duties import Duties
 from relayd.events.maillog import MailLog
 from relayd.events.metrics import Metrics
 from relayd.inbound.apply import FactApplier
@@ -60,8 +61,7 @@ from relayd.spool.domains import DomainStore
 from relayd.spool.files import DAMAGED
 from relayd.spool.ledger import Ledger
 from relayd.spool.sqlite import SqliteStore
-from relayd.spool.state import StateDB, StateError
-from relayd.spool.store import StoreError
+from relayd.spool.state import StateDB
 from relayd.verbs import Verbs
 from relayd.web.server import Health, Pages
 from relayd.web.tls import by_name
@@ -72,8 +72,6 @@ _GAUGES = 10.0
 _RETAIN = 600.0
 _DOMAINS = 1.0
 """Seconds until a change of domains by a command or another worker is seen here."""
-_TELL_AGAIN = 60.0
-"""Seconds until the same failure of a duty is logged again."""
 _CLOCK = 1.0
 _CREDENTIALS = 15.0
 """Seconds between looks at tokens that may end soon."""
@@ -95,7 +93,7 @@ class App:
         self._config = config
         self._slot, self._slots = slot, slots
         self._log = structlog.get_logger("relayd.app")
-        self._tasks: list[asyncio.Task[None]] = []
+        self._duties = Duties()
         self._started_at = now_ms()
         self._serving = False
         self._secret = resolve_secret(config)
@@ -253,15 +251,16 @@ class App:
         await self._doors.open()
         await self._control.start()
         await self._inbound.start()
-        self._duty(_SWEEP, "sweep", self._sweep)
-        self._duty(_GAUGES, "gauges", self._gauge)
-        self._duty(_RETAIN, "retention", self._retain)
-        self._duty(_CREDENTIALS, "credentials", self._credentials.tick)
-        self._duty(_DOMAINS, "domains", self._book.poll)
-        self._duty(_STANDINGS, "standings", self._standings.poll)
-        self._duty(_CLOCK, "clock", ClockWatch(self._store, self._dispatcher, now_ms).look)
-        self._duty(_DOMAINS, "domain checks", self._check_domains)
-        self._duty(_DOMAINS, "certificates", self._get_certificates)
+        begin = self._duties.begin
+        begin(_SWEEP, "sweep", self._sweep)
+        begin(_GAUGES, "gauges", self._gauge)
+        begin(_RETAIN, "retention", self._retain)
+        begin(_CREDENTIALS, "credentials", self._credentials.tick)
+        begin(_DOMAINS, "domains", self._book.poll)
+        begin(_STANDINGS, "standings", self._standings.poll)
+        begin(_CLOCK, "clock", ClockWatch(self._store, self._dispatcher, now_ms).look)
+        begin(_DOMAINS, "domain checks", self._check_domains)
+        begin(_DOMAINS, "certificates", self._get_certificates)
         self._serving = True
 
     async def reload(self, config: Config, sockets: Sockets) -> None:
@@ -313,9 +312,7 @@ class App:
         self._serving = False
         self._intake.draining = True
         await self._doors.drain(self._config.shutdown * _DRAIN_SHARE)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._duties.stop()
         await self._inbound.stop_fetching()
         await self._dispatcher.stop(deadline)
         await self._inbound.close()
@@ -401,23 +398,6 @@ class App:
         return Health(alive=True, reasons=tuple(reasons))
 
     # -- duties ---------------------------------------------------------------------------------------------------
-
-    def _duty(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(asyncio.create_task(self._repeat(seconds, name, work), name=f"duty {name}"))
-
-    async def _repeat(self, seconds: float, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        told, loop = ("", 0.0), asyncio.get_running_loop()
-        while True:
-            try:
-                await work()
-            except (StoreError, StateError) as error:
-                # a broken disk stays broken for a while: the log is not to be filled with it
-                if told[0] != str(error) or loop.time() - told[1] > _TELL_AGAIN:
-                    told = (str(error), loop.time())
-                    self._log.error("duty failed", duty=name, error=str(error))
-            except Exception:  # noqa: BLE001 - one faulty round must not end the duty for good
-                self._log.exception("duty failed", duty=name)
-            await asyncio.sleep(seconds)
 
     async def _sweep(self) -> None:
         if expired := await self._steering.expire():
