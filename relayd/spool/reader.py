@@ -17,7 +17,7 @@ from relayd.core.ids import MessageId, format_id, slot_of, time_of
 from relayd.core.lifecycle import State
 from relayd.core.mail import Message
 from relayd.core.units import Millis
-from relayd.spool import files, reads, schema
+from relayd.spool import files, histories, reads, schema, search
 from relayd.spool.faults import store_error
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Delivery, History, NoSuchMessageError, StoreError, Waiting
@@ -101,19 +101,19 @@ class SpoolReader:
         for path in files.segments_in(files.slot_directory(self._directory, slot)):
             after: MessageId = -1
             with _reading(path) as db:
-                while page := reads.matching(db, wanted, after, PAGE) if db is not None else []:
+                while page := search.matching(db, wanted, after, PAGE) if db is not None else []:
                     after = page[-1].message.id
                     yield from page
 
     def history(self, message: MessageId) -> History:
         """Everything known of a message. Raises NoSuchMessageError."""
         with self._home(message) as db:
-            return reads.history(db, message)
+            return histories.history(db, message)
 
     def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""
         with self._home(message) as db:
-            return reads.content(db, message)
+            return histories.content(db, message)
 
     def about(self, addresses: Sequence[str], since: Millis) -> Iterator[tuple[History, int]]:
         """Mail to one of these addresses accepted since then: its history and the recipient's n, newest first."""
@@ -132,8 +132,8 @@ class SpoolReader:
             with _reading(path) as db:
                 if db is None:
                     continue
-                for message, n in reads.addressed(db, addresses, reads.first_id(since)):
-                    yield message, reads.history(db, message), n
+                for message, n in histories.addressed(db, addresses, reads.first_id(since)):
+                    yield message, histories.history(db, message), n
 
     def stats(self) -> SpoolStats:
         """Figures about what waits and what is kept."""

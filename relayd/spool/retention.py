@@ -14,7 +14,7 @@ import structlog
 
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
-from relayd.spool import reads, statistics, writes
+from relayd.spool import histories, reads, statistics, writes
 from relayd.spool.ledger import Ledger, name_of
 from relayd.spool.segment import Segment
 from relayd.spool.shelf import Shelf
@@ -83,7 +83,7 @@ async def _drop_bodies(shelf: Shelf, segment: Segment, before: Millis, *, compac
     after: MessageId = -1
     left = False
     dropped = 0
-    while page := await segment.read(reads.bodies, after, reads.first_id(before), UPKEEP):
+    while page := await segment.read(histories.bodies, after, reads.first_id(before), UPKEEP):
         after = page[-1]
         count = await segment.work(writes.drop_bodies, page, before)
         dropped += count

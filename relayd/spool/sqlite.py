@@ -1,6 +1,6 @@
 """The Store on SQLite segments: each verb of mail as writes to one segment, or as an answer over all of them.
 
-Which segments there are is shelf.py's, what happens inside one segment.py's.
+Which segments there are is shelf.py's, what happens inside one segment.py's, what goes through all mail walks.py's.
 Processes never share a slot, so nobody else writes these files.
 """
 
@@ -19,7 +19,7 @@ from relayd.core.ids import MessageId, format_id, time_of
 from relayd.core.lifecycle import State
 from relayd.core.mail import Message
 from relayd.core.units import Millis
-from relayd.spool import codec, reads, retention, schema, stream, writes
+from relayd.spool import codec, histories, reads, retention, schema, search, stream, walks, writes
 from relayd.spool.filter import QueueFilter
 from relayd.spool.ledger import Ledger
 from relayd.spool.segment import Segment
@@ -39,10 +39,6 @@ from relayd.spool.store import (
     Waiting,
 )
 
-PAGE = 500
-"""Messages looked at in one read of a long walk."""
-SCANNED = 20_000
-"""Messages that one step of a long search looks at: some 10 ms."""
 RECIPIENTS = 10_000
 """Recipients in one answer of due(): a bound on memory where messages have very many."""
 FAILING = 10.0
@@ -340,42 +336,9 @@ class SqliteStore:
         They are due there at once, save for those that wait for an operator. Of what is to move, `skip` is asked, and
         `written` is told once it is on disk.
         """
-        changed = 0
-        for segment in self._shelf.waiting():
-            after: MessageId = -1
-            while True:
-                page = await segment.read(reads.after_messages, reads.UNFINISHED, after, reads.LAST, PAGE)
-                if not page:
-                    break
-                after = page[-1].message.id
-                now = self._clock()
-                moves = []
-                for delivery in page:
-                    message = delivery.message
-                    found = [
-                        _moved(message, waiting, lane, now)
-                        for waiting in delivery.recipients
-                        if (lane := choose(message, waiting)) != waiting.lane
-                    ]
-                    if found and message.id not in skip:
-                        moves += found
-                messages = list(dict.fromkeys(move.message for move in moves))
-                try:
-                    changed += await self._relane(segment, messages, moves)
-                finally:
-                    if written is not None:
-                        written(messages)
-        return changed
-
-    async def _relane(self, segment: Segment, messages: Sequence[MessageId], moves: Sequence[Event]) -> int:
-        """Write moves, save for what an operator put where it is."""
-        if not moves:
-            return 0
-        hand = set(await segment.read(reads.put_by_hand, messages))
-        some = [move for move in moves if (move.message, move.n, move.detail["from"]) not in hand]
-        done = await segment.work(writes.relane, some)
-        self.committed(segment, (), done)
-        return len(done)
+        return await walks.relane(
+            self._shelf, choose, clock=self._clock, committed=self.committed, skip=skip, written=written
+        )
 
     @property
     def ahead(self) -> Millis:
@@ -384,13 +347,7 @@ class SqliteStore:
 
     async def pull_in(self, by: Millis) -> int:
         """The clock was put back: what waits for a later moment waits for one that is earlier by so much; how many."""
-        now, moved = self._clock(), 0
-        for segment in self._shelf.waiting():
-            after: MessageId = -1
-            while page := await segment.survey(reads.due_later, now, after, PAGE):
-                after = page[-1]
-                moved += await segment.work(writes.pull_in, page, now, by)
-        return moved
+        return await walks.pull_in(self._shelf, self._clock(), by)
 
     async def overdue(self, accepted_before: Millis, limit: int) -> list[Delivery]:
         """Waiting recipients (deferred, paused, uncertain; not held) of messages accepted before that moment."""
@@ -427,14 +384,14 @@ class SqliteStore:
         """Recipients whose last move was an operator's: message, n and the lane that they were put into."""
         found: list[tuple[MessageId, int, str]] = []
         for segment, some in (await self._homes(messages)).items():
-            found += await segment.read(reads.put_by_hand, some)
+            found += await segment.read(histories.put_by_hand, some)
         return frozenset(found)
 
     async def released(self, messages: Sequence[MessageId], since: Millis) -> frozenset[tuple[MessageId, int]]:
         """Recipients released since that moment, and neither attempted nor held again."""
         found: list[tuple[MessageId, int]] = []
         for segment, some in (await self._homes(messages)).items():
-            found += await segment.read(reads.released, some, since)
+            found += await segment.read(histories.released, some, since)
         return frozenset(found)
 
     async def _homes(self, messages: Sequence[MessageId]) -> dict[Segment, list[MessageId]]:
@@ -445,39 +402,24 @@ class SqliteStore:
 
     async def content(self, message: MessageId) -> bytes:
         """The kept octets. Raises NoSuchMessageError when message or body is gone."""
-        return await (await self._shelf.open_home(message)).read(reads.content, message)
+        return await (await self._shelf.open_home(message)).read(histories.content, message)
 
     async def history(self, message: MessageId) -> History:
         """Everything known of a message. Raises NoSuchMessageError."""
-        return await (await self._shelf.open_home(message)).read(reads.history, message)
+        return await (await self._shelf.open_home(message)).read(histories.history, message)
 
     async def by_message_id(self, wanted: Sequence[str], since: Millis) -> dict[str, list[MessageId]]:
         """Messages accepted since that moment that carry one of these Message-IDs (angle brackets included).
 
         Reads every message of that time, some at once, so that others need not wait: ask about many together.
         """
-        found: dict[str, list[MessageId]] = {}
-        for segment in self._shelf.all():
-            if segment.gone is not None or self._shelf.end_of(segment) <= since:
-                continue
-            if segment.newest is None and segment is self._shelf.current:
-                continue  # nothing was written to it yet
-            after: MessageId | None = reads.first_id(since) - 1
-            while after is not None:
-                try:
-                    page, after = await segment.read(reads.by_message_id, wanted, after, SCANNED)
-                except NoSuchMessageError:
-                    break  # removed meanwhile
-                for message_id, message in page:
-                    found.setdefault(message_id, []).append(message)
-        await self._shelf.close_unused(0)
-        return found
+        return await walks.by_message_id(self._shelf, wanted, since)
 
     async def select(self, wanted: QueueFilter, limit: int, after: MessageId = 0) -> list[Delivery]:
         """Messages behind `after`, in the order of ids, with those of their recipients that the filter means."""
         found: list[Delivery] = []
         for segment in self._shelf.waiting():
-            found += await segment.survey(reads.matching, wanted, after, limit)
+            found += await segment.survey(search.matching, wanted, after, limit)
         found.sort(key=lambda delivery: delivery.message.id)
         return found[:limit]
 
@@ -516,11 +458,4 @@ def _update_row(message: MessageId, change: Change) -> Iterable[object]:
         due,
         1 if after.delayed else 0,
         None if after.notice is None else after.notice.value,
-    )
-
-
-def _moved(message: Message, waiting: Waiting, lane: str, now: Millis) -> Event:
-    detail = {"from": waiting.lane, "upstream": lane, "reason": "the configuration was changed"}
-    return Event(
-        now, message.id, waiting.n, EventKind.MOVED, waiting.recipient.address, message.envelope.sender, detail
     )

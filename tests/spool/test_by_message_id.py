@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relayd.spool import sqlite
+from relayd.spool import walks
 from tests.spool.conftest import OpenStore
 from tests.support.clock import Clock
 from tests.support.mail import CONTENT, make_message, make_waiting
@@ -13,7 +13,7 @@ DAY = 86_400
 
 
 async def test_found_over_all_segments(open_store: OpenStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "SCANNED", 2)
+    monkeypatch.setattr(walks, "SCANNED", 2)
     store = await open_store(segment=DAY)
     assert await store.by_message_id(["<0@x>"], 0) == {}
     begun = clock()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relayd.core.lifecycle import WAITING, State
-from relayd.spool import reads, schema
+from relayd.spool import schema, search
 from relayd.spool.codec import message_row, recipient_row
 from relayd.spool.filter import QueueFilter
 from tests.support.mail import NOW, make_message, make_waiting
@@ -111,7 +111,7 @@ def test_the_database_agrees(wanted: QueueFilter, sender: str, address: str, sta
         db.executescript(schema.TABLES)
         db.execute(f"INSERT INTO message VALUES ({', '.join('?' * 10)})", message_row(message))
         db.execute(f"INSERT INTO recipient VALUES ({', '.join('?' * 12)})", recipient_row(message.id, waiting, 0))
-        found = reads.matching(db, wanted, 0, 10)
+        found = search.matching(db, wanted, 0, 10)
     assert bool(found) is wanted.matches(message, waiting)
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from relayd.spool import reads, schema
+from relayd.spool import reads, schema, search
 from relayd.spool.codec import message_row, recipient_row
 from relayd.spool.filter import QueueFilter
 from tests.support.mail import NOW, make_message, make_waiting
@@ -70,7 +70,7 @@ def plans(db: sqlite3.Connection, question: Callable[[], object]) -> list[str]:
         ),
         (lambda db: reads.owing(db, 9), ["SCAN recipient USING INDEX recipient_owed"]),
         (
-            lambda db: reads.matching(db, QueueFilter(sender="shop@*", upstream="acme"), 0, 9),
+            lambda db: search.matching(db, QueueFilter(sender="shop@*", upstream="acme"), 0, 9),
             [
                 "SEARCH r USING PRIMARY KEY (message>? AND message<?)",
                 "SEARCH m USING INTEGER PRIMARY KEY (rowid=?)",
