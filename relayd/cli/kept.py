@@ -1,4 +1,4 @@
-"""What `relayd sandbox` and `relayd inbound` have in common: list, show and export the mails of one file.
+"""The commands that `relayd sandbox` and `relayd inbound` have in common: list, show and export the mails of one file.
 
 Reading the file is spool/keepsake.py's.
 """
@@ -6,13 +6,14 @@ Reading the file is spool/keepsake.py's.
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import CommandError
+from relayd.cli.common import CommandError, ConfigOption, JSONOption, config_path
 from relayd.cli.out import (
     Column,
     content_text,
@@ -25,6 +26,7 @@ from relayd.cli.out import (
     say,
     write_octets,
 )
+from relayd.cli.place import data_dir_of
 
 if TYPE_CHECKING:
     from relayd.spool.keepsake import KeptMail
@@ -45,6 +47,62 @@ TargetArgument = Annotated[
 FormOption = Annotated[Form, typer.Option("--format", metavar="FORMAT", help="eml (one file each) or mbox (one file).")]
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How the mails of one file are spoken of."""
+
+    file: str
+    """Its name in `data_dir`."""
+    place: str
+    """What it is to people, like "the sandbox"."""
+    as_was: str
+    """What --content prints: the mail itself, as …"""
+    export: str
+    """What export does."""
+    empty: str
+    """There is nothing to list."""
+    nothing: str
+    """There is nothing to export."""
+
+
+def add_commands(app: typer.Typer, words: Words) -> None:
+    """Add `list`, `show` and `export`."""
+    # as defaults: annotations are read outside of this function, where nobody knows `words`
+    mail_argument = typer.Argument(
+        ..., metavar="MAIL", help=f"Its number in {words.place}, or its message id.", show_default=False
+    )
+    content_option = typer.Option(False, "--content", help=f"Print nothing but the mail itself, as {words.as_was}.")
+
+    @app.command("list")
+    def list_mails(
+        context: typer.Context, limit: LimitOption = 100, config: ConfigOption = None, as_json: JSONOption = False
+    ) -> None:
+        """List the newest mails, newest first."""
+        _list(kept_in(words, context, config), limit, empty=words.empty, as_json=as_json)
+
+    @app.command()
+    def show(
+        context: typer.Context,
+        mail: str = mail_argument,
+        content: bool = content_option,
+        config: ConfigOption = None,
+        as_json: JSONOption = False,
+    ) -> None:
+        """Show one mail."""
+        _show(kept_in(words, context, config), mail, words.place, content=content, as_json=as_json)
+
+    @app.command(help=words.export)
+    def export(
+        context: typer.Context, target: TargetArgument, form: FormOption = Form.EML, config: ConfigOption = None
+    ) -> None:
+        _export(kept_in(words, context, config), target, form, nothing=words.nothing)
+
+
+def kept_in(words: Words, context: typer.Context, config: Path | None) -> Path:
+    """The file that the configuration means."""
+    return data_dir_of(config_path(context, config)) / words.file
+
+
 def _entry(mail: KeptMail) -> dict[str, Any]:
     return {
         "number": mail.id,
@@ -57,7 +115,7 @@ def _entry(mail: KeptMail) -> dict[str, Any]:
     }
 
 
-def list_kept(path: Path, limit: int, *, empty: str, as_json: bool) -> None:
+def _list(path: Path, limit: int, *, empty: str, as_json: bool) -> None:
     """The newest mails as a table or JSON; `empty` says that there are none."""
     from relayd.spool.keepsake import NotKeptError, listing
 
@@ -79,7 +137,7 @@ def list_kept(path: Path, limit: int, *, empty: str, as_json: bool) -> None:
     )
 
 
-def show_kept(path: Path, mail: str, where: str, *, content: bool, as_json: bool) -> None:
+def _show(path: Path, mail: str, where: str, *, content: bool, as_json: bool) -> None:
     """One mail by its number, or by its message id. Raises CommandError where `where` has none such."""
     from relayd.spool.keepsake import NotKeptError
     from relayd.spool.keepsake import show as read
@@ -108,7 +166,7 @@ def show_kept(path: Path, mail: str, where: str, *, content: bool, as_json: bool
         say(content_text(octets))
 
 
-def export_kept(path: Path, target: Path, form: Form, *, nothing: str) -> None:
+def _export(path: Path, target: Path, form: Form, *, nothing: str) -> None:
     """Write all mails to files, oldest first. Raises CommandError with `nothing` where there is no file."""
     from relayd.spool.keepsake import NotKeptError
     from relayd.spool.keepsake import export as write
