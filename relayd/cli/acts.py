@@ -26,16 +26,7 @@ from relayd.cli.common import (
     confirm,
     who,
 )
-from relayd.cli.filters import (
-    IdsArgument,
-    NewerOption,
-    OlderOption,
-    RecipientOption,
-    SenderOption,
-    StateOption,
-    UpstreamOption,
-    read_filter,
-)
+from relayd.cli.filters import filtered
 from relayd.cli.out import print_json, say, warn
 from relayd.cli.place import data_dir_of, reader_of
 
@@ -92,16 +83,11 @@ ACTS = {
 def _add(app: typer.Typer, name: str, text: str) -> None:
     """One command for each act: they differ in their words only."""
 
+    @filtered()
     def command(
         context: typer.Context,
         *,
-        ids: IdsArgument = None,
-        sender: SenderOption = None,
-        recipient: RecipientOption = None,
-        upstream: UpstreamOption = None,
-        older_than: OlderOption = None,
-        newer_than: NewerOption = None,
-        state: StateOption = None,
+        wanted: QueueFilter,
         everything: AllOption = False,
         reason: ReasonOption = "",
         dry_run: DryOption = False,
@@ -111,15 +97,6 @@ def _add(app: typer.Typer, name: str, text: str) -> None:
     ) -> None:
         from relayd.spool.filter import QueueFilter
 
-        wanted = read_filter(
-            ids,
-            sender=sender,
-            recipient=recipient,
-            upstream=upstream,
-            older_than=older_than,
-            newer_than=newer_than,
-            state=state,
-        )
         if wanted == QueueFilter() and not everything:
             raise CommandError(
                 f"say which: ids, a filter, or --all ({name} without any would mean all mail)", code=FAULT

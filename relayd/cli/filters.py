@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from functools import wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -87,15 +89,56 @@ AnyStateOption = Annotated[
 ]
 
 
-def read_filter(
-    ids: Sequence[str] | None,
+def filtered(
+    *, upstream: Any = UpstreamOption, state: Any = StateOption
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the arguments and options of a filter, in the place of its parameter `wanted`.
+
+    `upstream` and `state` are what says the upstream and the states; None: this command has no such option, or its own.
+    typer reads the signature of a function: what it is shown is the command's own with these put in.
+    """
+    options = {
+        "ids": IdsArgument,
+        "sender": SenderOption,
+        "recipient": RecipientOption,
+        "upstream": upstream,
+        "older_than": OlderOption,
+        "newer_than": NewerOption,
+        "state": state,
+    }
+    shown = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in options.items()
+        if option is not None
+    ]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(wanted=_read(**{each.name: given.pop(each.name) for each in shown}), **given)
+
+        # QueueFilter is imported where it is used
+        types = get_type_hints(command, localns={"QueueFilter": object}, include_extras=True)
+        own = signature(command)
+        parameters: list[Parameter] = []
+        for each in own.parameters.values():
+            parameters += shown if each.name == "wanted" else [each.replace(annotation=types[each.name])]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        vars(run)["__signature__"] = own.replace(parameters=parameters, return_annotation=None)
+        return run
+
+    return give
+
+
+def _read(
     *,
+    ids: Sequence[str] | None,
     sender: str | None,
     recipient: str | None,
-    upstream: str | None,
     older_than: str | None,
     newer_than: str | None,
-    state: Sequence[WaitingState] | Sequence[AnyState] | None,
+    upstream: str | None = None,
+    state: Sequence[WaitingState] | Sequence[AnyState] | None = None,
 ) -> QueueFilter:
     """What the options mean. Raises CommandError for what cannot be read."""
     from relayd.core.ids import parse_id

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from relayd.cli.acts import AllOption, DryOption, ReasonOption, Words, ask_all, counted, tell_done
 from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path, environment, who
-from relayd.cli.filters import IdsArgument, NewerOption, OlderOption, RecipientOption, SenderOption, StateOption
+from relayd.cli.filters import filtered
 from relayd.cli.out import print_json, say, warn
 from relayd.cli.place import data_dir_of, reader_of
 
@@ -31,17 +32,13 @@ ToOption = Annotated[
 ]
 
 
+@filtered(upstream=None)
 def move(
     context: typer.Context,
     *,
-    ids: IdsArgument = None,
     to: ToOption,
     upstream: FromOption = None,
-    sender: SenderOption = None,
-    recipient: RecipientOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
-    state: StateOption = None,
+    wanted: QueueFilter,
     everything: AllOption = False,
     reason: ReasonOption = "",
     dry_run: DryOption = False,
@@ -53,19 +50,10 @@ def move(
     Held mail stays held. Mail whose sender may not use that upstream is left alone, and so is what is being sent at
     this moment. Who did it, and why, is kept in its history.
     """
-    from relayd.cli.filters import read_filter
     from relayd.control import running
     from relayd.spool.filter import QueueFilter
 
-    wanted = read_filter(
-        ids,
-        sender=sender,
-        recipient=recipient,
-        upstream=upstream,
-        older_than=older_than,
-        newer_than=newer_than,
-        state=state,
-    )
+    wanted = replace(wanted, upstream=upstream)
     if wanted == QueueFilter() and not everything:
         raise CommandError("say which: ids, --from, a filter, or --all", code=FAULT)
     path = config_path(context, config)

@@ -16,16 +16,7 @@ import typer
 
 from relayd.cli import acts, moves
 from relayd.cli.common import ConfigOption, JSONOption, config_path
-from relayd.cli.filters import (
-    AnyStateOption,
-    IdsArgument,
-    NewerOption,
-    OlderOption,
-    RecipientOption,
-    SenderOption,
-    UpstreamOption,
-    read_filter,
-)
+from relayd.cli.filters import AnyStateOption, filtered
 from relayd.cli.out import Column, age, iso, moment, print_json, print_json_list, print_pairs, print_table, say, warn
 from relayd.cli.place import data_dir_of, reader_of
 
@@ -33,6 +24,7 @@ if TYPE_CHECKING:
     from relayd.cli.budgets import Budgets
     from relayd.core.event import Event
     from relayd.core.units import Millis
+    from relayd.spool.filter import QueueFilter
     from relayd.spool.reader import QueueRow
     from relayd.spool.store import Waiting
 
@@ -67,16 +59,11 @@ def _entry(row: QueueRow) -> dict[str, Any]:
 
 
 @app.command("list")
+@filtered(state=AnyStateOption)
 def list_queue(
     context: typer.Context,
     *,
-    ids: IdsArgument = None,
-    sender: SenderOption = None,
-    recipient: RecipientOption = None,
-    upstream: UpstreamOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
-    state: AnyStateOption = None,
+    wanted: QueueFilter,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -90,15 +77,6 @@ def list_queue(
     from relayd.core.ids import format_id
     from relayd.spool.filter import QueueFilter
 
-    wanted = read_filter(
-        ids,
-        sender=sender,
-        recipient=recipient,
-        upstream=upstream,
-        older_than=older_than,
-        newer_than=newer_than,
-        state=state,
-    )
     with reader_of(data_dir_of(config_path(context, config))) as reader:
         rows = reader.find(wanted)
         if as_json:
@@ -137,16 +115,11 @@ def _next_try(waiting: Waiting) -> str:
 
 
 @app.command()
+@filtered(state=AnyStateOption)
 def show(
     context: typer.Context,
     *,
-    ids: IdsArgument = None,
-    sender: SenderOption = None,
-    recipient: RecipientOption = None,
-    upstream: UpstreamOption = None,
-    older_than: OlderOption = None,
-    newer_than: NewerOption = None,
-    state: AnyStateOption = None,
+    wanted: QueueFilter,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Messages at most.")] = 20,
     config: ConfigOption = None,
     as_json: JSONOption = False,
@@ -155,15 +128,6 @@ def show(
 
     For every recipient: its state, the next try, and the last reply of the upstream.
     """
-    wanted = read_filter(
-        ids,
-        sender=sender,
-        recipient=recipient,
-        upstream=upstream,
-        older_than=older_than,
-        newer_than=newer_than,
-        state=state,
-    )
     from relayd.cli.budgets import budgets_at
 
     found: list[Shown] = []
