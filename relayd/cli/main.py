@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +29,7 @@ from relayd.cli import (
     upstream,
     why,
 )
-from relayd.cli.common import FAILED, FAULT, CommandError, JSONOption, Settings
+from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, Settings
 from relayd.cli.out import clean, clean_lines, print_json, say, warn
 
 
@@ -125,20 +124,11 @@ app = typer.Typer(
 @app.callback()
 def root(
     context: typer.Context,
-    config_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="Configuration file. Without it: $RELAYD_CONFIG, ./relayd.yaml, /etc/relayd/relayd.yaml.",
-            show_default=False,
-        ),
-    ] = None,
+    config: ConfigOption = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an internal error came from.")] = False,
 ) -> None:
     """Options for every command."""
-    context.obj = Settings(config_file, debug)
+    context.obj = Settings(config, debug)
 
 
 @app.command()

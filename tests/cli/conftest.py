@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from relayd.core.lifecycle import Stage, State
 from relayd.core.mail import Envelope, Message, Recipient
 from relayd.spool.sqlite import SqliteStore
 from relayd.spool.store import Waiting
+from tests.support.daemon import Finished
 from tests.support.mail import CONTENT, make_attempt, make_message, make_settlement
 
 CONFIG = """\
@@ -50,17 +50,6 @@ def now_ms() -> int:
 
 
 @dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return orjson.loads(self.out)
-
-
-@dataclass
 class Site:
     """A configuration file, its data directory, and what is in its spool."""
 
@@ -75,7 +64,7 @@ class Site:
     def data(self) -> Path:
         return self.directory / "data"
 
-    def run(self, *args: str, stdin: str | None = None) -> Result:
+    def run(self, *args: str, stdin: str | None = None) -> Finished:
         """Run a command with this configuration, in this process."""
         return run("--config", str(self.config), *args, stdin=stdin)
 
@@ -98,12 +87,12 @@ class Site:
         return {each["recipient"]: each["state"] for each in found["recipients"]}
 
 
-def run(*args: str, stdin: str | None = None) -> Result:
+def run(*args: str, stdin: str | None = None) -> Finished:
     """Run a command in this process. An exception that reaches the outside fails the test."""
     done = CliRunner().invoke(app, list(args), input=stdin, prog_name="relayd")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    return Result(done.exit_code, done.stdout, done.stderr)
+    return Finished(done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.cli.conftest import CANARY, Result, Site
+from tests.cli.conftest import CANARY, Site
+from tests.support.daemon import Finished
 from tests.support.fake_upstream import DROP, FakeUpstream, ca_file
 
 pytestmark = pytest.mark.usefixtures("secret")
@@ -25,7 +26,7 @@ def point_at(site: Site, upstream: FakeUpstream, *, tls: str = "required") -> No
     )
 
 
-async def tested(site: Site, *args: str) -> Result:
+async def tested(site: Site, *args: str) -> Finished:
     return await asyncio.to_thread(site.run, "upstream", "test", "acme", *args)
 
 

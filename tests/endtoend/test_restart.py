@@ -11,7 +11,8 @@ import yaml
 
 from relayd.spool.audit import audit
 from tests.support.daemon import PATIENCE, local, settings
-from tests.support.service_manager import Manager, free_port
+from tests.support.ports import free_port
+from tests.support.service_manager import Manager
 
 
 async def read(reader: asyncio.StreamReader) -> bytes:

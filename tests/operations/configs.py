@@ -7,22 +7,25 @@ from typing import Any
 from relayd.config.models import Config
 
 
-def config(**changes: Any) -> Config:
-    """A valid configuration on free ports, with `changes`."""
-    values: dict[str, Any] = {
+def values(**changes: Any) -> dict[str, Any]:
+    """What a valid file on free ports holds, with `changes`: mail comes from this machine and goes to the sandbox."""
+    listener = {
+        "name": "local",
+        "bind": ["127.0.0.1:0"],
+        "tls": "none",
+        "access": "network",
+        "networks": ["127.0.0.0/8"],
+    }
+    return {
         "hostname": "relay.example.com",
         "workers": 1,
-        "listeners": [
-            {
-                "name": "local",
-                "bind": ["127.0.0.1:0"],
-                "tls": "none",
-                "access": "network",
-                "networks": ["127.0.0.0/8"],
-            }
-        ],
+        "listeners": [listener],
         "upstreams": {"sandbox": {"type": "sandbox"}},
         "routes": [{"upstream": "sandbox"}],
-        "shutdown": 2.0,
+        **changes,
     }
-    return Config.model_validate(values | changes)
+
+
+def config(**changes: Any) -> Config:
+    """A valid configuration, with `changes`."""
+    return Config.model_validate(values(shutdown=2.0) | changes)

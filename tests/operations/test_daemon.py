@@ -22,6 +22,7 @@ from relayd.control import ControlError, call
 from relayd.core.lifecycle import State
 from relayd.spool.filter import QueueFilter
 from relayd.spool.reader import SpoolReader
+from tests.operations.configs import values
 
 MAIL = "Subject: hello\r\n\r\nfirst mail\r\n"
 
@@ -42,27 +43,14 @@ class Running:
 
     def write(self, **changes: Any) -> None:
         """The configuration file, with `changes`."""
-        values: dict[str, Any] = {
-            "hostname": "relay.example.com",
+        own: dict[str, Any] = {
             "data_dir": str(self.data_dir),
-            "workers": 1,
-            "listeners": [
-                {
-                    "name": "local",
-                    "bind": ["127.0.0.1:0"],
-                    "tls": "none",
-                    "access": "network",
-                    "networks": ["127.0.0.0/8"],
-                }
-            ],
-            "upstreams": {"sandbox": {"type": "sandbox"}},
-            "routes": [{"upstream": "sandbox"}],
             "web": {"bind": ["127.0.0.1:0"]},
             "log": {"format": "json", "mail": str(self.directory / "mail.log")},
             "spool": {"min_free": "0%"},
             "shutdown": "10s",
         }
-        self.config.write_text(yaml.safe_dump(values | changes))
+        self.config.write_text(yaml.safe_dump(values(**own) | changes))
 
     def spawn(self, **environ: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +17,8 @@ import dns.query
 import dns.rcode
 import dns.rdatatype
 import dns.update
+
+from tests.support.ports import free_port
 
 PROGRAM = shutil.which("named", path="/usr/sbin:/usr/bin:/sbin:/bin")
 ADDRESSES = ("127.0.0.1",)
@@ -54,7 +55,7 @@ class Bind:
         assert PROGRAM is not None
         directory = Path(self._directory.name)
         for _ in range(5):
-            self.port = _free_port()
+            self.port = free_port(socket.SOCK_DGRAM)
             self._configure(directory)
             log = (directory / "log").open("wb")
             command = [PROGRAM, "-g", "-c", str(directory / "named.conf"), "-p", str(self.port), "-n", "1"]
@@ -125,9 +126,3 @@ class Bind:
     def _send(self, update: dns.update.UpdateMessage) -> None:
         response = dns.query.tcp(update, ADDRESSES[0], _PATIENCE, self.port)
         assert response.rcode() == dns.rcode.NOERROR, response
-
-
-def _free_port() -> int:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from contextlib import closing
 from types import TracebackType
 from typing import Self
 
 from dnslib import QTYPE, RCODE, RR, TXT, DNSQuestion, DNSRecord
 from dnslib.server import BaseResolver, DNSHandler, DNSServer
+
+from tests.support.ports import free_port
 
 
 class ZoneServer:
@@ -23,10 +24,10 @@ class ZoneServer:
 
     def __enter__(self) -> Self:
         while not self._servers:
-            self.port = _free_port()
+            self.port = free_port(socket.SOCK_DGRAM)
             try:
                 for tcp in (False, True):
-                    server = DNSServer(_Resolver(self), "127.0.0.1", self.port, tcp=tcp, logger=_Quiet())
+                    server = DNSServer(_Resolver(self), "127.0.0.1", self.port, tcp=tcp, logger=Quiet())
                     self._servers.append(server)
             except OSError:  # the other protocol's port of this number is taken
                 for server in self._servers:
@@ -71,14 +72,8 @@ class _Resolver(BaseResolver):  # type: ignore[misc]
         return reply
 
 
-class _Quiet:
+class Quiet:
     """dnslib prints what it does unless told not to."""
 
     def __getattr__(self, name: str) -> object:
         return lambda *_: None
-
-
-def _free_port() -> int:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

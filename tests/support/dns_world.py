@@ -12,13 +12,15 @@ Servers: 127.0.0.2 is ns1, 127.0.0.3 is ns2, 127.0.0.1 the resolver; one port fo
 from __future__ import annotations
 
 import socket
-from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from dnslib import CNAME, MX, NS, QTYPE, RCODE, RD, RR, SOA, TXT, A, DNSError, DNSRecord
 from dnslib.server import BaseResolver, DNSHandler, DNSServer
+
+from tests.support.dns import Quiet
+from tests.support.ports import free_port
 
 HOSTS = {"resolver": "127.0.0.1", "ns1": "127.0.0.2", "ns2": "127.0.0.3"}
 NEGATIVE_TTL = 300
@@ -104,11 +106,11 @@ class World:
 
     def __enter__(self) -> Self:
         for _ in range(20):
-            self.port = _free_port()
+            self.port = free_port(socket.SOCK_DGRAM)
             try:
                 for server, host in HOSTS.items():
                     for tcp in (False, True):
-                        made = DNSServer(_Server(self, server), host, self.port, tcp=tcp, logger=_Quiet())
+                        made = DNSServer(_Server(self, server), host, self.port, tcp=tcp, logger=Quiet())
                         self._servers.append(made)
                 break
             except OSError:  # taken on one of the addresses
@@ -247,16 +249,3 @@ def _trouble(trouble: str, request: DNSRecord, reply: DNSRecord) -> DNSRecord:
         case "nonsense":
             reply.header.rcode = RCODE.NOTIMP
     return reply
-
-
-class _Quiet:
-    """dnslib prints what it does unless told not to."""
-
-    def __getattr__(self, name: str) -> object:
-        return lambda *_: None
-
-
-def _free_port() -> int:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,18 +11,19 @@ import imaplib
 import os
 import pwd
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import trustme
+
+from tests.support.ports import free_ports
 
 PROGRAM = shutil.which("dovecot", path="/usr/sbin:/usr/bin:/sbin:/bin")
 USERNAME = "bounces@example.com"
@@ -44,7 +45,7 @@ class Dovecot:
         ca.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
             str(self.directory / "cert.pem")
         )
-        self.imaps, self.imap = _free_ports(2)
+        self.imaps, self.imap = free_ports(2)
         self._capabilities = capabilities
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -180,11 +181,3 @@ service anvil {{
     def logins(self) -> int:
         """How many logins there were so far."""
         return self.log.count("Login: user=")
-
-
-def _free_ports(count: int) -> list[int]:
-    with closing(socket.socket()) as first, closing(socket.socket()) as second:
-        sockets = [first, second][:count]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]

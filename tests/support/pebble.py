@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
 import time
 import urllib.request
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import trustme
+
+from tests.support.ports import free_ports
 
 PROGRAM = shutil.which("pebble", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
 _PATIENCE = 30.0
@@ -41,7 +41,7 @@ class Pebble:
         own.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
         own.private_key_pem.write_to_path(str(directory / "key.pem"))
         for _ in range(5):
-            wanted, self._management = _free_port(), _free_port()
+            wanted, self._management = free_ports(2)
             if self._start(directory, wanted):
                 self.port = wanted
                 return self
@@ -114,9 +114,3 @@ class Pebble:
 
     def _context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=str(self.ca_file))
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

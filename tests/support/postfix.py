@@ -20,6 +20,7 @@ from typing import Self
 import trustme
 
 from tests.support.capture import Capture
+from tests.support.ports import free_ports
 
 USERNAME = "relayd"
 PASSWORD = "horse battery staple"
@@ -42,16 +43,18 @@ def why_not() -> str | None:
 
 
 class Instance:
-    """One private Postfix: started on entry, gone with all its files on exit."""
+    """One private Postfix: started on entry, gone with all its files on exit. What it sends on goes to `capture`."""
 
     def __init__(self, ports: int) -> None:
         # not below pytest's directories: those are closed to the users that Postfix runs as, and too long for sockets
         self.directory = Path(tempfile.mkdtemp(prefix="postfix-", dir="/tmp"))
         self.directory.chmod(0o755)
         self.config = self.directory / "etc"
-        self.ports = _free_ports(ports)
+        self.capture = Capture()
+        self.ports = free_ports(ports, host="::")
 
     def __enter__(self) -> Self:
+        self.capture.__enter__()
         self._write()
         self._postfix("start")
         for port in self.ports:
@@ -64,6 +67,7 @@ class Instance:
         self._postfix("abort", check=False)
         self._await_end()
         shutil.rmtree(self.directory, ignore_errors=True)
+        self.capture.__exit__(kind, error, trace)
 
     @property
     def log(self) -> str:
@@ -141,23 +145,12 @@ class Postfix(Instance):
 
     def __init__(self, ca: trustme.CA) -> None:
         super().__init__(3)
-        self.capture = Capture()
         self.ca_file = self.directory / "ca.pem"
         ca.cert_pem.write_to_path(str(self.ca_file))
         certificate = ca.issue_cert(HOSTNAME, "localhost", "127.0.0.1", "::1")
         certificate.private_key_and_cert_chain_pem.write_to_path(str(self.directory / "cert.pem"))
         (self.directory / "cert.pem").chmod(0o600)
         self.smtps, self.submission, self.alternative = self.ports
-
-    def __enter__(self) -> Self:
-        self.capture.__enter__()
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self.capture.__exit__(kind, error, trace)
 
     def _write(self) -> None:
         super()._write()
@@ -230,18 +223,6 @@ _SERVICES = {
     "anvil": "- - n - 1 anvil",
     "scache": "- - n - 1 scache",
 }
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket(socket.AF_INET6) for _ in range(count)]
-    try:
-        for one in sockets:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            one.bind(("::", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _await_port(port: int) -> None:

@@ -11,9 +11,7 @@ import socket
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
-from tests.support.capture import Capture
 from tests.support.postfix import Instance
 
 HOSTNAME = "mx.example.org"
@@ -40,21 +38,15 @@ class RemotePostfix(Instance):
         super().__init__(2)
         self.port, self._small = self.ports
         self.returns = 0
-        self.capture = Capture()
         self._bounces, self._sender = bounces, sender
         # a port that is taken, so that nobody else gets it, and answers nobody
         self._dead = socket.socket()
         self._dead.bind(("127.0.0.1", 0))
 
-    def __enter__(self) -> Self:
-        self.capture.__enter__()
-        return super().__enter__()
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        self.capture.__exit__(kind, error, trace)
         self._dead.close()
 
     def mailbox(self, address: str) -> Path:

@@ -89,11 +89,3 @@ class Manager:
         self._socket.close()
         for fd in self.store.values():
             os.close(fd)
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody uses at this moment: for what has to keep its address over restarts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

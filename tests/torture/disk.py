@@ -17,7 +17,7 @@ from tests.support import faults, small_disk
 from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Faults
-from tests.support.service_manager import free_port
+from tests.support.ports import free_port
 from tests.support.small_disk import SmallDisk
 from tests.torture.traffic import Arrivals, Traffic, until
 from tests.torture.trial import Context, Figures, Trial

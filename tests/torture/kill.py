@@ -14,7 +14,7 @@ from typing import Any
 from tests.support import small_disk
 from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.service_manager import free_port
+from tests.support.ports import free_port
 from tests.support.small_disk import SmallDisk, machine_dies
 from tests.torture.traffic import Arrivals, Traffic, until
 from tests.torture.trial import Context, Figures, Trial

@@ -12,7 +12,8 @@ import yaml
 from relayd.spool.audit import audit
 from tests.support.daemon import local, settings, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
-from tests.support.service_manager import Manager, free_port
+from tests.support.ports import free_port
+from tests.support.service_manager import Manager
 from tests.torture.traffic import Arrivals, Traffic
 from tests.torture.trial import Context, Figures, Trial
 
