@@ -53,6 +53,7 @@ class Crew:
     ) -> None:
         self._lane = lane
         self._slots = slots
+        lane.unwritten_most = slots.most
         self._attempt = attempt
         self._clock = clock
         self._closed = closed
@@ -129,6 +130,7 @@ class Crew:
     def resize(self, slots: ConnectionSlots) -> None:
         """As many connections as these slots give from now on. What is in hand is finished first."""
         self._slots = slots
+        self._lane.unwritten_most = slots.most
         self._pace.resize(slots.most)
         self._wake_all()
 

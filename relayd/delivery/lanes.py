@@ -68,6 +68,11 @@ class Lane:
         self._log = structlog.get_logger("relayd.delivery")
         self.blocked = 0
         """Settlements that could not be written: nothing more is taken until they are."""
+        self.unwritten = 0
+        """Settlements on their way to the disk: what a crash would repeat."""
+        self.unwritten_most = 1
+        """Nothing more is taken while there are so many: as many as there may be connections (the crew says)."""
+        self._held_up = False
 
     def start(self) -> None:
         """Begin, or go on, to feed from the store."""
@@ -143,6 +148,9 @@ class Lane:
         turn = turns.next()
         if turn is None or self.blocked or not gate.may_take(self._clock()):
             return None
+        if self.unwritten >= self.unwritten_most:
+            self._held_up = True
+            return None
         budget = self.budget
         if budget is not None and not budget.reserve(turns.urgency):
             return None
@@ -173,6 +181,14 @@ class Lane:
             if delivery.message.envelope.sender not in suspects and self._held.get(delivery.message.id) is delivery:
                 self.turns.put_in_front(delivery)
                 return
+
+    def written(self) -> None:
+        """A settlement is on disk, or could not be written. Who was refused mail for too many of them gets some."""
+        self.unwritten -= 1
+        if self._held_up and self.unwritten <= self.unwritten_most // 2:
+            self._held_up = False
+            for _ in range(self.unwritten_most):
+                self._ready(self)
 
     def done(self, message: MessageId) -> None:
         """What was taken is settled on disk (or is to be read again from there)."""

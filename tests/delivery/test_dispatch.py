@@ -379,6 +379,30 @@ async def test_transactions_of_one_message_do_not_wait_for_the_disk_and_it_is_le
     assert set(world.upstreams["acme"].accepted.values()) == {1}
 
 
+async def test_however_slow_the_disk_no_more_goes_out_than_a_crash_may_repeat(world: World) -> None:
+    """Two mails for each connection: one under way, one of which it is being written what became of it."""
+    world.settings["acme"] = {"connections": 3}
+    await world.open(world.plan("acme"))
+    disk = asyncio.Event()
+
+    async def slow(settlement: Settlement) -> None:
+        await disk.wait()
+
+    world.tricky.before = slow
+    mails = [await world.accept(f"r{n}@example.org", push=n % 2 == 0) for n in range(40)]
+    world.look()
+    lane, sent = world.dispatcher._lines["acme"].lane, world.upstreams["acme"].transactions
+    await until(lambda: lane.unwritten >= 3)
+    for _ in range(200):
+        world.look()
+        await asyncio.sleep(0)
+    assert 3 <= len(sent) <= 2 * 3
+    disk.set()
+    await world.settled(*mails)
+    assert (lane.unwritten, len(sent)) == (0, 40)
+    assert set(world.upstreams["acme"].accepted.values()) == {1}
+
+
 async def test_a_lane_goes_on_when_a_message_has_no_place_any_more(world: World) -> None:
     await world.open(world.plan("acme"))
 

@@ -19,11 +19,11 @@ from tests.support.fake_upstream import FakeUpstream
 from tests.support.faults import Faults
 from tests.support.ports import free_port
 from tests.support.small_disk import SmallDisk
-from tests.torture.traffic import Arrivals, Traffic, until
+from tests.torture.traffic import REPEATED, Arrivals, Traffic, until
 from tests.torture.trial import Context, Figures, Trial
 
 CONNECTIONS = 4
-"""To the upstream: so many transactions can be in flight when the daemon has to stop."""
+"""To the upstream."""
 MEBIBYTES = 128
 SLOW = 1.0
 """Seconds of a slow fsync."""
@@ -86,7 +86,7 @@ class _Patient:
         self.disk.become_read_only()
         await self.ill_for("read-only", 2.0)
         self.context.promise(await self.daemon.stop() == 0, "it did not stop in order")
-        self.torn += CONNECTIONS
+        self.torn += CONNECTIONS * REPEATED
         await asyncio.to_thread(self.disk.unmount)
         self.disk.mount()
         report = await asyncio.to_thread(self.daemon.audit)

@@ -16,11 +16,11 @@ from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.ports import free_port
 from tests.support.small_disk import SmallDisk, machine_dies
-from tests.torture.traffic import Arrivals, Traffic, until
+from tests.torture.traffic import REPEATED, Arrivals, Traffic, until
 from tests.torture.trial import Context, Figures, Trial
 
 CONNECTIONS = 4
-"""To the upstream, of all workers: so many transactions can be in flight at once."""
+"""To the upstream, of all workers."""
 MEBIBYTES = 256
 LIVES = 40
 """On one disk; then it is full of what was delivered, and a fresh one takes its place."""
@@ -52,7 +52,7 @@ class _Murder:
         way = self.context.rng.choice(self.ways())
         self.done[way] += 1
         if way != "supervisor":  # its workers notice, and finish what they have in hand
-            self.torn += CONNECTIONS
+            self.torn += CONNECTIONS * REPEATED
         if way == "worker":
             await self._worker()
             return

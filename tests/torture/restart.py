@@ -14,11 +14,11 @@ from tests.support.daemon import local, settings, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
 from tests.support.ports import free_port
 from tests.support.service_manager import Manager
-from tests.torture.traffic import Arrivals, Traffic
+from tests.torture.traffic import REPEATED, Arrivals, Traffic
 from tests.torture.trial import Context, Figures, Trial
 
 CONNECTIONS = 4
-"""To the upstream, of all workers: as many transactions can be in flight when they are killed."""
+"""To the upstream, of all workers."""
 KILLED = 0.2
 """The share of restarts that are no restarts but kill -9 of everything."""
 
@@ -49,7 +49,7 @@ class _Restarts:
         began = time.monotonic()
         killed = self.context.rng.random() < KILLED
         if killed:
-            self.torn += CONNECTIONS
+            self.torn += CONNECTIONS * REPEATED
         await self.manager.stop(signal.SIGKILL if killed else signal.SIGTERM)
         await self.start()
         self.longest = max(self.longest, time.monotonic() - began)

@@ -17,6 +17,8 @@ from tests.support.fake_upstream import FakeUpstream
 SENDER = "app@example.com"
 REFUSED = "refused-"
 """Begins the addresses that upstreams are to refuse."""
+REPEATED = 2
+"""Mails of each connection to an upstream that a crash may repeat: one under way, one whose outcome is being written."""
 LATER = (0, 421)
 """Replies that mean "come again": the connection ended, or the daemon is about to go."""
 
