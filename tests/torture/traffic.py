@@ -18,7 +18,7 @@ SENDER = "app@example.com"
 REFUSED = "refused-"
 """Begins the addresses that upstreams are to refuse."""
 REPEATED = 2
-"""Mails of each connection to an upstream that a crash may repeat: one under way, one whose outcome is being written."""
+"""Mails of a connection to an upstream that a crash may repeat: one under way, one whose outcome is being written."""
 LATER = (0, 421)
 """Replies that mean "come again": the connection ended, or the daemon is about to go."""
 
