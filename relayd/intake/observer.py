@@ -47,7 +47,6 @@ class AuthFailure(StrEnum):
     """The address or its network has failed too often."""
     BUSY = "busy"
     """Too many logins wait to be verified."""
-    INTERNAL = "internal"
 
 
 class IntakeObserver(Protocol):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import dkim
 import pytest
-import pytest_asyncio
 
 from relayd.config.models import Config, DKIMKey
 from relayd.core.mail import Body, Envelope, Recipient
@@ -53,24 +52,6 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def zone(world: World) -> Zone:
     return world.zone(DOMAIN)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def config(world: World, tmp_path: Path) -> Config:
-    return config_for(world, tmp_path)
-
-
-@pytest_asyncio.fixture
-async def state(tmp_path: Path) -> AsyncIterator[StateDB]:
-    db = StateDB(tmp_path / "state.db")
-    await db.open()
-    yield db
-    await db.close()
 
 
 @pytest.fixture

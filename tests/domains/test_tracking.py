@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from relayd.config.models import Config
 from relayd.domains.changes import DomainError
@@ -16,7 +14,6 @@ from relayd.domains.service import Checker
 from relayd.domains.tracking import PROOF_WITHIN, expected, host_for, ready_hosts, steps
 from relayd.spool.domains import DomainStore, TrackingDomain, TrackingState
 from relayd.spool.state import StateDB
-from tests.domains.sites import config_for
 from tests.support.clock import Clock
 from tests.support.dns_world import World, Zone
 
@@ -36,21 +33,8 @@ def zone(world: World) -> Zone:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def config(world: World, tmp_path: Path) -> Config:
-    return config_for(world, tmp_path)
-
-
-@pytest_asyncio.fixture
-async def store(tmp_path: Path) -> AsyncIterator[DomainStore]:
-    state = StateDB(tmp_path / "state.db")
-    await state.open()
-    yield DomainStore(state)
-    await state.close()
+def store(state: StateDB) -> DomainStore:
+    return DomainStore(state)
 
 
 async def made(store: DomainStore, config: Config, clock: Clock, **wish: object) -> TrackingDomain:
