@@ -13,7 +13,7 @@ import structlog
 from relayd.config.models import Config
 from relayd.config.secret import resolve_secret
 from relayd.listener.certificate import ensure_certificate
-from relayd.spool import files, schema, state
+from relayd.spool import files, schema, state_schema
 
 
 def prepare(config: Config) -> None:
@@ -40,4 +40,4 @@ def _refuse_newer(data_dir: Path) -> None:
         for path in files.segments_in(files.slot_directory(spool, slot)):
             files.refuse_newer(path, schema.VERSION)
     if (data_dir / "state.db").exists():
-        files.refuse_newer(data_dir / "state.db", state.VERSION)
+        files.refuse_newer(data_dir / "state.db", state_schema.VERSION)
