@@ -28,6 +28,8 @@ MAX_FROMS = 20
 """From fields that are read; RFC 5322 3.6 allows one."""
 
 _QUICK_LIMIT = 65536
+SHORT = 16 * 1024
+"""Octets of a header that are read within 30 ms whatever is in them: the worst is a From of nothing but addresses."""
 """Octets of a header that the quick way takes; longer ones are walked without a second copy."""
 _BLANKS = frozenset(b" \t")
 _BLANK_OCTETS = frozenset((b" ", b"\t"))
@@ -75,6 +77,11 @@ class HeaderFacts:
     plain: bool = field(default=False, compare=False)
     """An ordinary header, without the campaign's field and those of `labels`: where no others are cut out, what is put
     in front of the message is all that `assembly` would do."""
+
+
+def is_short(content: bytes) -> bool:
+    """The header ends early, or all is short: it may be read at once, on an event loop. Others belong in a thread."""
+    return len(content) <= SHORT or content.find(b"\r\n\r\n", 0, SHORT) >= 0
 
 
 def scan(content: bytes) -> HeaderBlock:

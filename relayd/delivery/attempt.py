@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 
 from relayd.core.blocking import Block
+from relayd.core.headers import is_short
 from relayd.core.ids import format_id
 from relayd.core.lifecycle import Act, Outcome, OutcomeKind, Stage
 from relayd.core.mail import Message
@@ -322,7 +323,7 @@ class Attempts:
         message = delivery.message
         content = delivery.content if delivery.content is not None else await self._store.content(message.id)
         outward, domain = line.plan.outward, message.from_domain
-        if outward is not None and len(content) < APART:
+        if outward is not None and len(content) < APART and is_short(content):
             content, domain = outward.content(message, content)
         elif outward is not None:
             content, domain = await asyncio.to_thread(outward.content, message, content)

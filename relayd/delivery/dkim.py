@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from relayd.config.models import DKIMKey
 from relayd.core.address import AddressError, to_ascii
 from relayd.core.canonical import relaxed_field, relaxed_pieces
-from relayd.core.headers import FOLD_AT, HeaderBlock, scan
+from relayd.core.headers import FOLD_AT, HeaderBlock, is_short, scan
 from relayd.core.units import Millis
 
 if TYPE_CHECKING:
     from relayd.delivery.openssl import PrivateKey
 
 INLINE = 256 * 1024
-"""Octets up to which a message is signed on the event loop; above, hashing would hold up other sessions."""
+"""Octets up to which a message with a short header is signed on the event loop; others would hold up other sessions."""
 MAX_INSTANCES = 20
 """Fields of one name that are covered; a verifier takes them from the bottom, so do we (RFC 6376 5.4.2)."""
 
@@ -238,7 +238,7 @@ class SigningPool:
         """
         if not from_domain or not self.signer.keys_for(from_domain):
             return b"", content
-        if len(content) <= self._inline:
+        if len(content) <= self._inline and is_short(content):
             return b"", self.signer.sign(content, from_domain) + content
         # mail that is under way while a new configuration takes over comes after `close`: it finds a thread elsewhere
         executor = None if self._closed else self._executor

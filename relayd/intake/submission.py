@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 from relayd.config.models import Config, Role
 from relayd.core import headers
@@ -27,13 +28,9 @@ from relayd.spool.store import Delivery, Waiting
 HEADER_MAX = 1024**2
 """Octets of a header at most."""
 _NEAR = 64 * 1024
-"""Octets in which nearly every header ends."""
+"""Octets in which nearly every header ends, and which are joined without a thought."""
 _EMPTY_LINE = b"\r\n\r\n"
-
-
-def _near(content: bytes) -> bool:
-    """The header is short, or all is."""
-    return len(content) <= _NEAR or content.find(_EMPTY_LINE, 0, _NEAR) >= 0
+_T = TypeVar("_T")
 
 
 @quick
@@ -93,6 +90,7 @@ class Preparer:
         """`priority_of` is what the route of a recipient says."""
         self._lane_of = lane_of
         self._joiner = joiner
+        self._one_apart = asyncio.Lock()
         self._hostname = config.hostname
         self._campaign = config.campaign_header
         self._urgency = Urgency(config, priority_of)
@@ -109,7 +107,12 @@ class Preparer:
 
         None for one of more than HEADER_MAX octets: its fields would take forty times as much memory.
         """
-        return self.facts(content) if _near(content) else await asyncio.to_thread(self._far_facts, content)
+        return self.facts(content) if headers.is_short(content) else await self._apart(self._far_facts, content)
+
+    async def _apart(self, work: Callable[..., _T], *args: object, **others: object) -> _T:
+        """In a thread, one at a time: several at once would keep the interpreter from the loop in turns."""
+        async with self._one_apart:
+            return await asyncio.to_thread(work, *args, **others)
 
     def _far_facts(self, content: bytes) -> HeaderFacts | None:
         if len(content) > HEADER_MAX:
@@ -188,13 +191,12 @@ class Preparer:
             message = replace(message, priority=urgency)
         return Kept(message, id_text, tuple(self._waiting(message, recipients, now)), kept)
 
-    @staticmethod
-    async def _assembly(content: bytes, front: bytes, drop: Sequence[str]) -> list[bytes | memoryview]:
+    async def _assembly(self, content: bytes, front: bytes, drop: Sequence[str]) -> list[bytes | memoryview]:
         if not front and not drop:
             return [content]
-        if _near(content):
+        if headers.is_short(content):
             return headers.assembly(content, prepend=front, drop=drop)
-        return await asyncio.to_thread(headers.assembly, content, prepend=front, drop=drop)
+        return await self._apart(headers.assembly, content, prepend=front, drop=drop)
 
     def _kept_labels(self, facts: HeaderFacts) -> dict[str, str]:
         """The headers that routes look at."""

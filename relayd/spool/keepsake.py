@@ -156,10 +156,15 @@ class Keepsakes:
 
     async def keep(self, mail: Outgoing, recipients: Sequence[str], at: Millis) -> int:
         """Keep one mail and drop the oldest beyond the limits; its number. Raises sqlite3.Error."""
-        subject = headers.facts(mail.content[:SUBJECT_WITHIN]).subject
-        size = len(mail.front) + len(mail.content)
-        row = (at, mail.id, mail.envelope.sender, orjson.dumps(list(recipients)).decode(), subject, size)
-        return await self._run(lambda connection: self._keep(connection, row, join([mail.front, mail.content])))
+        named = orjson.dumps(list(recipients)).decode()
+
+        def work(connection: sqlite3.Connection) -> int:
+            # in the database's thread: a long header takes its time
+            subject = headers.facts(mail.content[:SUBJECT_WITHIN]).subject
+            content = join([mail.front, mail.content])
+            return self._keep(connection, (at, mail.id, mail.envelope.sender, named, subject, len(content)), content)
+
+        return await self._run(work)
 
     def _keep(self, connection: sqlite3.Connection, row: tuple[Any, ...], content: bytes) -> int:
         if self._durable:

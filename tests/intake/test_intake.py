@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
 
 from relayd.config.models import Config
+from relayd.core import headers
 from relayd.core.ids import format_id, parse_id
 from relayd.core.lifecycle import State
 from relayd.core.mail import Body, Envelope, Recipient
@@ -103,6 +106,45 @@ async def test_a_big_one_in_pieces_is_kept_as_though_it_came_whole(house: House,
     assert put_together.message.size == whole.message.size == len(whole.content)
     for fact in ("from_domain", "subject", "campaign", "labels"):
         assert getattr(put_together.message, fact) == getattr(whole.message, fact)
+
+
+LONG = {
+    "a From of many addresses": b"From: " + b"a@b.example," * 2000 + b"c@d.example\r\nX-Relay-Campaign: x\r\n\r\nx\r\n",
+    "many fields": b"From: a@b.example\r\nX-Relay-Campaign: x\r\n" + b"a:\r\n" * 5000 + b"\r\nx\r\n",
+}
+
+
+@pytest.mark.parametrize("content", LONG.values(), ids=LONG.keys())
+async def test_long_headers_are_read_beside_the_loop_one_at_a_time_and_others_at_once(
+    house: House, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bool] = []
+    now = most = 0
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*args: Any, **others: Any) -> Any:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            read.append(threading.current_thread() is threading.main_thread())
+            try:
+                return real(*args, **others)
+            finally:
+                now -= 1
+
+        return work
+
+    monkeypatch.setattr(headers, "facts", watched(headers.facts))
+    monkeypatch.setattr(headers, "assembly", watched(headers.assembly))
+    tasks = [house.intake.submit(house.session(), ENVELOPE, TO, content) for _ in range(4)]
+    assert {code(reply) for reply in await asyncio.gather(*tasks)} == {"250 2.0.0"}
+    assert not any(read)
+    assert (len(read), most) == (8, 1)
+    read.clear()
+    await house.intake.submit(house.session(), ENVELOPE, TO, big(b"From: a@b.example\r\nX-Relay-Campaign: x\r\n"))
+    assert read == [True, True]
+    assert {entry.message.campaign for entry in house.store.accepted} == {"x"}
+    assert not any(b"X-Relay-Campaign" in entry.content for entry in house.store.accepted)
 
 
 LINES = {

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 import re
+import threading
 from pathlib import Path
 
 import dkim
@@ -226,6 +227,28 @@ async def test_the_pool_signs_big_mail_in_a_thread_with_the_same_result(signer: 
     finally:
         pool.close()
     assert await pool.signed(big, "shop.test") == (signer.sign(big, "shop.test"), big)
+
+
+async def test_a_long_header_is_signed_in_a_thread_however_small_the_mail(
+    signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: list[bool] = []
+    sign = signer.sign
+
+    def watched(content: bytes, domain: str) -> bytes:
+        where.append(threading.current_thread() is threading.main_thread())
+        return sign(content, domain)
+
+    monkeypatch.setattr(signer, "sign", watched)
+    pool = SigningPool(signer)
+    header, empty, body = MAIL.partition(b"\r\n\r\n")
+    long = header + b"\r\nX: y" * 4000 + empty + body
+    try:
+        assert b"".join(await pool.signed(long, "shop.test")) == sign(long, "shop.test") + long
+        assert b"".join(await pool.signed(MAIL + b"x" * 20_000, "shop.test")).endswith(b"x" * 20_000)
+    finally:
+        pool.close()
+    assert where == [False, True]
 
 
 def test_keys_that_cannot_sign_are_named(tmp_path: Path) -> None:
