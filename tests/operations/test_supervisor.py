@@ -233,6 +233,48 @@ async def test_a_reload_that_the_workers_refuse_changes_nothing(start: Start, tm
     assert (await visit(supervisor))[2] == "relay.example.com"
 
 
+async def test_a_worker_that_started_while_a_reload_was_refused_listens_where_the_others_do(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given the new sockets already; the one that was asked refused them."""
+    supervisor = await start(Patience(heartbeat=20.0, first_wait=0.5, longest_wait=0.5))
+    old, ask = address(supervisor), supervisor._reload_one
+    starting = supervisor._slots[0]
+    given: list[str] = []
+
+    async def late(*args: Any) -> str | None:
+        async def started() -> bool:
+            return starting.state == "ready"
+
+        await until(started)
+        given.extend(starting.sockets.addresses()["local"])
+        return await ask(*args)
+
+    monkeypatch.setattr(supervisor, "_reload_one", late)
+    os.kill((await workers(supervisor))[0]["pid"], signal.SIGKILL)
+
+    async def gone() -> bool:
+        return starting.state == "restarting"
+
+    await until(gone)
+    listeners = [{"name": "local", "bind": ["127.0.0.1:0", "127.0.0.1:0"], "tls": "none"}]
+    with pytest.raises(WorkerFailedError, match="the dummy refuses, as asked"):
+        await supervisor.reload(settings(tmp_path, hostname="refuse.example", listeners=listeners))
+    [new] = {(host, int(port)) for host, _, port in (each.rpartition(":") for each in given)} - {old}
+
+    async def refused() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(*new)
+        except ConnectionRefusedError:
+            return True
+        writer.close()
+        return False
+
+    await until(refused)
+    assert {(await visit(supervisor))[0] for _ in range(60)} == {0, 1}
+    assert {(await visit(supervisor))[2] for _ in range(10)} == {"relay.example.com"}
+
+
 async def test_a_reload_opens_new_addresses_and_closes_those_that_are_gone(start: Start, tmp_path: Path) -> None:
     supervisor = await start()
     old = address(supervisor)
