@@ -278,14 +278,11 @@ class Stream(Deadlines):
     async def read_by_client(self) -> None:
         """Wait until the client, which lets our replies pile up, has read enough of them.
 
-        It has the time that a line may take, or the next octets of a message.
+        It has the time that a line may take, its next line included, or the next octets of a message.
         """
-        if self.phase is Phase.CONTENT:
-            await self._until_writable()
-        else:
+        if self.phase is Phase.OURS:
             self.expect_line()
-            await self._until_writable()
-            self.line_taken()
+        await self._until_writable()
 
     async def _until_writable(self) -> None:
         if not self._paused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from relayd.core.counter import ConnectionCounter
 from relayd.core.reply import Reply
 from relayd.listener.connection import TURN, Connection
 from relayd.listener.ends import Goodbye, Refused
+from relayd.listener.observer import ListenerRefusal
 from relayd.listener.server import ListenerServer
 from tests.listener.conftest import NOW, Seen, limits, until
 from tests.support.fake_door import FakeDoor
@@ -193,6 +195,28 @@ async def test_replies_and_mails_do_not_depend_on_how_octets_arrive() -> None:
         assert await play(turns, lambda turn: [turn]) == wanted, turns
         assert await play(turns, at_random) == wanted, (turns, sizes)
         assert await play(turns, by_line, deaf=True) == wanted, turns
+
+
+@pytest.mark.parametrize("ahead", [b"", b"NOOP\r\n" * 3])
+async def test_who_reads_late_has_one_idle_time_for_that_and_the_next_line(ahead: bytes) -> None:
+    async with connected() as (connection, wire, _, seen):
+        loop = asyncio.get_running_loop()
+        connection.pause_writing()
+        connection.data_received(b"EHLO app\r\n")
+        await settled(lambda: connection._writable is not None)
+        deadline = connection._deadline
+        assert deadline < math.inf
+        connection._input = ahead  # what came meanwhile is obeyed once there is room for answers
+        await until(lambda: loop.time() > deadline - connection.server.limits.idle + 0.01)
+        connection.resume_writing()
+        await settled(lambda: idle(connection))
+        assert (connection._deadline == deadline) == (not ahead)
+        assert wire.written.count(b"250 2.0.0 OK") == ahead.count(b"NOOP")
+        connection._deadline = 0.0
+        connection._tick()
+        await settled(lambda: wire.closed)
+        assert b"\r\n421 4." in wire.written
+        assert seen.refusals == [ListenerRefusal.IDLE]
 
 
 async def test_an_answer_that_comes_before_its_challenge_was_read_is_taken() -> None:
