@@ -1,6 +1,6 @@
 """Steering a running daemon: a unix socket per process, one JSON object per line each way, and the client for it.
 
-What the verbs do is decided by the handlers that app.py and workers.py hand in; who may ask is decided by the
+What the verbs do is decided by the handlers that app.py and workers/ hand in; who may ask is decided by the
 socket's mode (0600): the daemon's own user and root.
 """
 

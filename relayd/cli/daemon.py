@@ -1,4 +1,4 @@
-"""relayd serve, reload, status: the daemon itself. What it does is workers.py's and app.py's."""
+"""relayd serve, reload, status: the daemon itself. What it does is that of workers/ and app.py."""
 
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
@@ -90,7 +90,7 @@ def status(context: typer.Context, config: ConfigOption = None, as_json: JSONOpt
 
 
 def _tell(answer: dict[str, Any]) -> None:
-    """What workers.py and app.py report, for a person. A worker that does not answer reports little."""
+    """What workers/ and app.py report, for a person. A worker that does not answer reports little."""
     workers: list[dict[str, Any]] = answer.get("workers", [])
     print_pairs((name, ", ".join(addresses)) for name, addresses in answer.get("listening", {}).items())
     say()

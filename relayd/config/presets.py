@@ -1,6 +1,6 @@
 """What is known of providers: host, ports, form of login, limits, and how they say "too much", each with its source.
 
-Data only. models.py fills an upstream from it, `relayd upstream presets` and docs/upstreams.md show it.
+Data only. upstreams.py fills an upstream from it, `relayd upstream presets` and docs/upstreams.md show it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rules about replies by which a provider says "too much", "not now" or "not you": how they are written, what they fit.
 
-Pure. What is done about such a reply is delivery/throttling.py's.
+Pure. What is done about such a reply is delivery/writing.py's.
 """
 
 from __future__ import annotations
