@@ -6,7 +6,6 @@ Acts go through the running daemon, or, where none runs, through its own code on
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -24,6 +23,8 @@ from relayd.cli.common import (
     YesOption,
     config_path,
     confirm,
+    counted,
+    now_ms,
     who,
 )
 from relayd.cli.filters import filtered
@@ -124,15 +125,15 @@ def run(name: str, wanted: QueueFilter, path: Path, reason: str, *, dry_run: boo
         if as_json:
             print_json({"dry_run": True, "recipients": recipients, "messages": messages})
         else:
-            say(f"{counted(recipients, messages)} would be {words.done}.")
+            say(f"{extent(recipients, messages)} would be {words.done}.")
         return
     if words.question and not yes:
         if wanted.older_than is None:
             # what arrives while the question is thought over was not meant
-            wanted = replace(wanted, older_than=time.time_ns() // 1_000_000)
+            wanted = replace(wanted, older_than=now_ms())
         messages, recipients = _count(data_dir, wanted, name)
         if recipients:
-            typer.echo(f"{counted(recipients, messages)} will be {words.done}.", err=True)
+            typer.echo(f"{extent(recipients, messages)} will be {words.done}.", err=True)
             confirm(words.question, yes=False)
     act = _by_daemon if running(data_dir) else _without_daemon
     result = act(name, wanted, path, data_dir, reason)
@@ -146,23 +147,18 @@ def run(name: str, wanted: QueueFilter, path: Path, reason: str, *, dry_run: boo
 
 def tell_done(result: dict[str, Any], words: Words) -> None:
     if result["recipients"]:
-        say(f"{counted(result['recipients'], len(result['messages']))} {words.done}.")
+        say(f"{extent(result['recipients'], len(result['messages']))} {words.done}.")
     if result["busy"]:
-        count = result["busy"]
-        say(f"{count} message{'s' * (count != 1)} left alone: being sent at this moment.")
+        say(f"{counted(result['busy'], 'message')} left alone: being sent at this moment.")
     if refused := result.get("refused", 0):
-        say(f"{counted_recipients(refused)} left alone: their senders may not use that upstream.")
+        say(f"{counted(refused, 'recipient')} left alone: their senders may not use that upstream.")
     elif not result["busy"] and not result["recipients"] and not result["errors"]:
         say("Nothing fits: nothing was done.")
 
 
-def counted_recipients(count: int) -> str:
-    """The number with its word."""
-    return f"{count} recipient{'s' * (count != 1)}"
-
-
-def counted(recipients: int, messages: int) -> str:
-    return f"{recipients} recipient{'s' * (recipients != 1)} of {messages} message{'s' * (messages != 1)}"
+def extent(recipients: int, messages: int) -> str:
+    """How much an act is about."""
+    return f"{counted(recipients, 'recipient')} of {counted(messages, 'message')}"
 
 
 def _count(data_dir: Path, wanted: QueueFilter, name: str) -> tuple[int, int]:

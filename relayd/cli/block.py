@@ -7,7 +7,6 @@ Running workers see a change within a second. The CSV form is blockfile.py's.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,8 @@ from relayd.cli.common import (
     YesOption,
     config_path,
     confirm,
+    counted,
+    now_ms,
     who,
 )
 from relayd.cli.out import Column, iso, moment, print_json, print_json_list, print_table, say, warn
@@ -59,11 +60,6 @@ ExpiresOption = Annotated[
     typer.Option("--expires", metavar="TIME", help="How long it holds, like 30d. Without it: for good."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Those that were lifted or have expired, too.")]
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 @app.command("list")
@@ -136,7 +132,7 @@ def remove(
     if as_json:
         print_json([as_dict(block) for block in lifted])
     else:
-        say(f"{len(lifted)} block{'s' * (len(lifted) != 1)} lifted.")
+        say(f"{counted(len(lifted), 'block')} lifted.")
     known = {block.target for block in lifted}
     for target in wanted:
         if target not in known:
@@ -217,7 +213,7 @@ def export(
         count = -1
         for count, line in enumerate(write(found)):  # noqa: B007 - the header row is number 0
             out.write(line)
-    say(f"{count} block{'s' * (count != 1)} written to {file}.")
+    say(f"{counted(count, 'block')} written to {file}.")
 
 
 def as_dict(block: Block) -> dict[str, Any]:

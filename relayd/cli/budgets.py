@@ -3,13 +3,12 @@
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relayd.cli.common import CommandError
+from relayd.cli.common import CommandError, now_ms
 from relayd.cli.out import iso, moment
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Budgets:
         from relayd.spool.budgets import read_usages
         from relayd.spool.state import StateError
 
-        self.now = time.time_ns() // 1_000_000
+        self.now = now_ms()
         self.lanes = shares_of(config)
         every = list(dict.fromkeys(share for shares in self.lanes.values() for share in shares))
         try:
@@ -123,7 +122,7 @@ def budgets_at(path: Path) -> Budgets | None:
 
 def budget_of(budgets: Budgets | None, waiting: Waiting) -> Left | None:
     """The exhausted budget that a recipient waits for, where its time has come."""
-    due = waiting.due is not None and waiting.due <= time.time_ns() // 1_000_000
+    due = waiting.due is not None and waiting.due <= now_ms()
     return budgets.in_the_way(waiting.lane) if due and budgets is not None else None
 
 

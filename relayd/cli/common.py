@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,16 @@ def environment() -> Mapping[str, str]:
     if "CREDENTIALS_DIRECTORY" in os.environ or not SERVICE_CREDENTIALS.is_dir():
         return os.environ
     return {**os.environ, "CREDENTIALS_DIRECTORY": str(SERVICE_CREDENTIALS)}
+
+
+def now_ms() -> int:
+    """The clock of every command: milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def counted(count: int, word: str) -> str:
+    """A number with its word: 1 mail, 2 mails."""
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def terminal() -> bool:

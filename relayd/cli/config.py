@@ -16,6 +16,7 @@ from relayd.cli.common import (
     ConfigOption,
     JSONOption,
     config_path,
+    counted,
     environment,
     read_config,
 )
@@ -63,9 +64,7 @@ def check(
 
 def _verdict(faults: int, warnings: int) -> str:
     errors = faults - warnings
-    words = [
-        f"{count} {word}{'s' * (count != 1)}" for count, word in ((errors, "error"), (warnings, "warning")) if count
-    ]
+    words = [counted(count, word) for count, word in ((errors, "error"), (warnings, "warning")) if count]
     return ", ".join(words) + ("" if errors else ": relayd can use it") if words else "no faults"
 
 

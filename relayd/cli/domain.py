@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import FAILED, ConfigOption, JSONOption, YesOption, confirm
+from relayd.cli.common import FAILED, ConfigOption, JSONOption, YesOption, confirm, now_ms
 from relayd.cli.domain_request import request_mail
 from relayd.cli.out import (
     Column,
@@ -112,7 +112,7 @@ def add(
 
     async def work(site: Site) -> tuple[SenderDomain, list[Finding], bool, bool]:
         first = not (await site.store.everything()).domains
-        made = await add_domain(wish, site.config, site.store, site.vault, domains_place.now_ms)
+        made = await add_domain(wish, site.config, site.store, site.vault, now_ms)
         checked = await site.checker.check_domain(made.name)
         verp = any(each.return_path == "verp" for each in site.config.upstreams.values())
         return checked.domain, checked.findings, first, verp
@@ -281,7 +281,7 @@ def records(
 
     async def work(site: Site) -> list[Finding]:
         if no_underscore_cname:
-            await site.checker.check_domain(await reissue(name, site.store, domains_place.now_ms))
+            await site.checker.check_domain(await reissue(name, site.store, now_ms))
         return (await domains_place.standing(site, name))[2]
 
     findings = domains_place.run(context, config, work)
@@ -311,7 +311,7 @@ def rotate(
     from relayd.domains.adding import rotate as rotate_keys
 
     async def work(site: Site) -> tuple[SenderDomain, list[DomainKey], list[Finding]]:
-        domain = await rotate_keys(name, site.store, site.vault, domains_place.now_ms)
+        domain = await rotate_keys(name, site.store, site.vault, now_ms)
         await site.checker.check_domain(domain.name)
         return await domains_place.standing(site, name)
 
@@ -346,7 +346,7 @@ def remove(context: typer.Context, name: NameArgument, config: ConfigOption = No
     confirm(f"Forget {shown(domain.name)} and its keys for good?", yes=yes)
 
     async def work(site: Site) -> None:
-        await remove_domain(domain.name, site.store, domains_place.now_ms)
+        await remove_domain(domain.name, site.store, now_ms)
 
     domains_place.run(context, config, work)
     say(f"{shown(domain.name)} is removed. Its DKIM records may go once no mail signed with them is under way.")

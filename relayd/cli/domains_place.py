@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import typer
 
-from relayd.cli.common import FAULT, CommandError, config_path, read_config
+from relayd.cli.common import FAULT, CommandError, config_path, now_ms, read_config
 from relayd.cli.offline import become_owner
 from relayd.cli.out import warn
 from relayd.cli.place import without_secrets
 from relayd.config.models import Config
 from relayd.config.secret import resolve_secret
 from relayd.control import ControlError, NotRunningError, ask
-from relayd.core.units import Millis
 from relayd.domains.changes import DomainError, find
 from relayd.domains.keys import Vault
 from relayd.domains.lifecycle import GoneError
@@ -30,11 +28,6 @@ from relayd.spool.state import StateDB, StateError
 T = TypeVar("T")
 _WORKERS_WITHIN = 15.0
 """Seconds that each worker has to take a change over."""
-
-
-def now_ms() -> Millis:
-    """The clock of the commands."""
-    return time.time_ns() // 1_000_000
 
 
 class Site:

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import wraps
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from relayd.cli.common import FAULT, CommandError
+from relayd.cli.common import FAULT, CommandError, now_ms
 
 if TYPE_CHECKING:
     from relayd.spool.filter import QueueFilter
@@ -146,7 +145,7 @@ def _read(
     from relayd.core.units import parse_duration
     from relayd.spool.filter import QueueFilter
 
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     try:
         return QueueFilter(
             sender=sender,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import CommandError, ConfigOption, JSONOption, config_path
+from relayd.cli.common import CommandError, ConfigOption, JSONOption, config_path, counted
 from relayd.cli.out import (
     Column,
     content_text,
@@ -175,4 +175,4 @@ def _export(path: Path, target: Path, form: Form, *, nothing: str) -> None:
         count = write(path, target, form.value)
     except NotKeptError:
         raise CommandError(nothing) from None
-    say(f"{count} mail{'s' * (count != 1)} written to {target}.")
+    say(f"{counted(count, 'mail')} written to {target}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import FAULT, CommandError, ConfigOption, JSONOption, read_config
+from relayd.cli.common import FAULT, CommandError, ConfigOption, JSONOption, now_ms, read_config
 from relayd.cli.out import print_json, say
 
 if TYPE_CHECKING:
@@ -108,7 +108,6 @@ def grant_named(config: Config, name: str, account: str | None) -> Grant:
 
 
 async def _login(grant: Grant, data_dir: Path, secret: bytes) -> None:
-    import time
     from dataclasses import replace
 
     from relayd.delivery.oauth.exchange import Exchange
@@ -121,7 +120,7 @@ async def _login(grant: Grant, data_dir: Path, secret: bytes) -> None:
     try:
         await state.open()
         issued = await _consent(exchange, grant)
-        token = stored(grant, issued, time.time_ns() // 1_000_000)
+        token = stored(grant, issued, now_ms())
         await TokenStore(state, secret).put(grant.upstream, grant.account, replace(token, logged_in=True))
     except (TokenError, StateError) as error:
         raise CommandError(str(error)) from None

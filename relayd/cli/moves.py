@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.acts import AllOption, DryOption, ReasonOption, Words, ask_all, counted, tell_done
+from relayd.cli.acts import AllOption, DryOption, ReasonOption, Words, ask_all, extent, tell_done
 from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path, environment, who
 from relayd.cli.filters import filtered
 from relayd.cli.out import print_json, say, warn
@@ -88,7 +88,7 @@ def _count(data_dir: Path, wanted: QueueFilter, to: str, *, as_json: bool) -> No
     if as_json:
         print_json({"dry_run": True, "recipients": recipients, "messages": len(messages)})
     else:
-        say(f"{counted(recipients, len(messages))} would be moved to {to}, as far as their senders may use it.")
+        say(f"{extent(recipients, len(messages))} would be moved to {to}, as far as their senders may use it.")
 
 
 def _without_daemon(path: Path, data_dir: Path, wanted: QueueFilter, to: str, reason: str) -> dict[str, Any]:

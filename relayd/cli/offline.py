@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 import structlog
 
-from relayd.cli.common import CommandError
+from relayd.cli.common import CommandError, now_ms
 from relayd.cli.place import without_secrets
 from relayd.config.models import Config
-from relayd.core.units import Millis
 from relayd.delivery.plan import policy_of
 from relayd.delivery.steering import IdleQueue, Steered, Steering
 from relayd.spool.lock import AlreadyRunningError, DataLock
@@ -60,18 +58,14 @@ def become_owner(data_dir: Path) -> None:
 
 async def _steer(config: Config, data_dir: Path, work: Work) -> dict[str, Any]:
     # one slot out of one: the mail of all workers is ours
-    store = SqliteStore(data_dir / "spool", 0, 1, config.spool, _now)
+    store = SqliteStore(data_dir / "spool", 0, 1, config.spool, now_ms)
     await store.open()
     try:
-        steering = Steering(store, IdleQueue(), policy_of(config), _now, _owed)
+        steering = Steering(store, IdleQueue(), policy_of(config), now_ms, _owed)
         done = await work(steering)
     finally:
         await store.close()
     return asdict(done)
-
-
-def _now() -> Millis:
-    return time.time_ns() // 1_000_000
 
 
 def _owed() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from relayd.cli.common import now_ms
 from relayd.core.units import Millis
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def age(at: Millis | None) -> str:
     """How long ago, or how soon ("in 4m"), for people."""
     if at is None:
         return ""
-    ago = time.time_ns() // 1_000_000 - at
+    ago = now_ms() - at
     return span(ago) if ago >= 0 else f"in {span(-ago)}"
 
 

@@ -6,7 +6,6 @@ Changing it is acts.py's and moves.py's.
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relayd.cli import acts, moves
-from relayd.cli.common import ConfigOption, JSONOption, config_path
+from relayd.cli.common import ConfigOption, JSONOption, config_path, now_ms
 from relayd.cli.filters import AnyStateOption, filtered
 from relayd.cli.out import Column, age, iso, moment, print_json, print_json_list, print_pairs, print_table, say, warn
 from relayd.cli.place import data_dir_of, reader_of
@@ -110,7 +109,7 @@ def list_queue(
 def _next_try(waiting: Waiting) -> str:
     if waiting.due is None:
         return "-"
-    left = waiting.due - time.time_ns() // 1_000_000
+    left = waiting.due - now_ms()
     return age(waiting.due) if left > 0 else "now"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from relayd.cli.common import ConfigOption, YesOption, confirm
+from relayd.cli.common import ConfigOption, YesOption, confirm, counted
 from relayd.cli.kept import Words, add_commands, kept_in
 from relayd.cli.out import say
 
@@ -38,4 +38,4 @@ def clear(context: typer.Context, yes: YesOption = False, config: ConfigOption =
         count = forget(path)
     except NotKeptError:
         count = 0
-    say(f"{count} mail{'s' * (count != 1)} forgotten.")
+    say(f"{counted(count, 'mail')} forgotten.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from relayd.cli.common import ConfigOption, JSONOption, YesOption, confirm
+from relayd.cli.common import ConfigOption, JSONOption, YesOption, confirm, now_ms
 from relayd.cli.out import Column, iso, moment, print_json, print_json_list, print_table, say, warn
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def add(
     from relayd.spool.domains import Editor
 
     async def work(site: Site) -> tuple[SenderAccount, Answer]:
-        accounts.make(name, address, await site.store.everything(), domains_place.now_ms())
+        accounts.make(name, address, await site.store.everything(), now_ms())
 
         def write(editor: Editor) -> SenderAccount:
-            account = accounts.make(name, address, editor.everything(), domains_place.now_ms())
+            account = accounts.make(name, address, editor.everything(), now_ms())
             editor.put_account(account)
             return account
 

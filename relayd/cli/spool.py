@@ -6,14 +6,13 @@ What is damage is spool/check.py's; saving is spool/salvage.py's (segments) and 
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path
+from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path, now_ms
 from relayd.cli.out import print_json, say, warn
 from relayd.cli.place import reader_of, without_secrets
 
@@ -125,7 +124,7 @@ def _chosen(data_dir: Path, files: list[Path] | None) -> list[Path]:
 def _segment(path: Path, hold: bool | None, *, notify: bool) -> Salvage:
     from relayd.spool.salvage import salvage
 
-    return salvage(path, time.time_ns() // 1_000_000, notify=notify, hold=hold)
+    return salvage(path, now_ms(), notify=notify, hold=hold)
 
 
 def _database(path: Path, data_dir: Path) -> Rescue:

@@ -7,13 +7,12 @@ Running workers see a change within a second; where a daemon answers, the comman
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from relayd.cli.common import FAULT, CommandError, ConfigOption, JSONOption, config_path, environment, who
+from relayd.cli.common import FAULT, CommandError, ConfigOption, JSONOption, config_path, environment, now_ms, who
 from relayd.cli.out import Column, iso, moment, print_json, print_pairs, print_table, say
 from relayd.cli.place import data_dir_of
 
@@ -72,7 +71,7 @@ def suspend(
 
     path = config_path(context, config)
     _known(path, name)
-    now = _now()
+    now = now_ms()
     try:
         seconds = None if duration is None else parse_duration(duration)
     except ValueError as error:
@@ -115,7 +114,7 @@ def resume(
 def _resume(db: sqlite3.Connection, name: str, reason: str, *, let_bounce: bool) -> list[str]:
     from relayd.spool import standings
 
-    now, done = _now(), []
+    now, done = now_ms(), []
     lanes = [name, *(lane for lane in _lanes(standings.read(db, now)) if lane.startswith(f"{name}/"))]
     for lane in lanes:
         stormed = _storm(standings.history(db, lane, standings.KEPT), lane) if let_bounce else None
@@ -218,15 +217,11 @@ def standings_at(data_dir: Path) -> Standings | None:
     """How all upstreams of a data directory stand; None where relayd has not run there."""
     from relayd.spool import standings
 
-    now = _now()
+    now = now_ms()
     return _look(data_dir, lambda db: standings.read(db, now))
 
 
 # -- state.db
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _known(path: Path, name: str) -> None:

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import ConfigOption, JSONOption, config_path
+from relayd.cli.common import ConfigOption, JSONOption, config_path, now_ms
 from relayd.cli.out import Column, print_json, print_table
 from relayd.cli.place import data_dir_of, reader_of
 
@@ -56,7 +55,7 @@ def stats(
     data_dir = data_dir_of(config_path(context, config))
     reader_of(data_dir).close()  # says so where nothing is there
     become_owner(data_dir)
-    today = time.time_ns() // 1_000_000 // _DAY
+    today = now_ms() // _DAY
     found = gather(data_dir, today - days + 1, today)
     lines = _lines(found, by)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relayd.cli.certificate import certificate_json, certificate_words, print_certificate
-from relayd.cli.common import FAILED, ConfigOption, JSONOption, YesOption, confirm
+from relayd.cli.common import FAILED, ConfigOption, JSONOption, YesOption, confirm, now_ms
 from relayd.cli.out import Column, iso, moment, print_json, print_json_list, print_pairs, print_table, say, warn
 from relayd.cli.records import (
     LangOption,
@@ -68,7 +68,7 @@ def add(
     wish = HostWish(name, steps, require_mx, proof or "")
 
     async def work(site: Site) -> TrackingDomain:
-        return await add_host(wish, site.config, site.store, domains_place.now_ms)
+        return await add_host(wish, site.config, site.store, now_ms)
 
     tracking = domains_place.run(context, config, work)
     if as_json:
@@ -203,7 +203,7 @@ def host(
     async def work(site: Site) -> tuple[Choice, bool]:
         everything = await site.store.everything()
         found = choice(normal(from_domain.rpartition("@")[2]), everything.tracking, site.config.tracking.host or "")
-        return found, secure(found.host, everything, domains_place.now_ms())
+        return found, secure(found.host, everything, now_ms())
 
     found, https = domains_place.run(context, config, work)
     if as_json:
@@ -235,7 +235,7 @@ def renew(context: typer.Context, name: NameArgument, config: ConfigOption = Non
     from relayd.domains.hosts import ask_again
 
     async def work(site: Site) -> None:
-        await ask_again(name, site.config, site.store, site.challenges, domains_place.now_ms)
+        await ask_again(name, site.config, site.store, site.challenges, now_ms)
 
     domains_place.run(context, config, work)
     say(f"relayd asks for it now, if it runs. What came of it: relayd tracking-domain show {name}")
@@ -255,7 +255,7 @@ def remove(context: typer.Context, name: NameArgument, config: ConfigOption = No
     confirm(f"Forget {shown(tracking.name)}? Links in mail that was sent still lead to it.", yes=yes)
 
     async def work(site: Site) -> None:
-        await remove_host(tracking.name, site.store, domains_place.now_ms)
+        await remove_host(tracking.name, site.store, now_ms)
 
     domains_place.run(context, config, work)
     say(f"{shown(tracking.name)} is removed.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relayd.cli import standing
-from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path
+from relayd.cli.common import FAILED, FAULT, CommandError, ConfigOption, JSONOption, config_path, now_ms
 from relayd.cli.listing import list_upstreams
 from relayd.cli.login import NameArgument, list_presets, login
 from relayd.cli.out import print_json, say, warn
@@ -126,7 +126,6 @@ async def _tokens(upstream: SMTPUpstream, config: Config) -> AsyncIterator[Token
         yield None
         return
     import os
-    import time
 
     from relayd.cli.offline import become_owner
     from relayd.config.secret import resolve_secret
@@ -142,7 +141,7 @@ async def _tokens(upstream: SMTPUpstream, config: Config) -> AsyncIterator[Token
     try:
         await state.open()
         store = TokenStore(state, resolve_secret(config))
-        yield TokenKeeper(store, exchange, f"command-{os.getpid()}", lambda: time.time_ns() // 1_000_000)
+        yield TokenKeeper(store, exchange, f"command-{os.getpid()}", now_ms)
     except (StateError, OSError) as error:
         raise CommandError(str(error)) from None
     finally:

@@ -3,14 +3,13 @@
 # ruff: noqa: PLC0415 - imported where used: `relayd --help` stays quick
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayd.cli.common import FAULT, CommandError, ConfigOption, JSONOption, config_path
+from relayd.cli.common import FAULT, CommandError, ConfigOption, JSONOption, config_path, now_ms
 from relayd.cli.out import iso, moment, print_json, say
 from relayd.cli.place import data_dir_of, reader_of
 
@@ -79,7 +78,7 @@ def why(
         raise CommandError(f"{address!r} is no address", code=FAULT)
     path = config_path(context, config)
     data_dir, budgets = data_dir_of(path), budgets_at(path)
-    since = time.time_ns() // 1_000_000 - days * DAY
+    since = now_ms() - days * DAY
     with reader_of(data_dir) as reader:
         found = list(islice(reader.about(sorted({address, key_of(address)}), since), limit + 1))
     blocks = blocks_of(data_dir, address)
