@@ -13,8 +13,9 @@ from typing import Any
 import dns.zone
 import pytest
 
-from tests.cli.conftest import Result, run
+from tests.cli.conftest import run
 from tests.domains.sites import config_for
+from tests.support.daemon import Finished
 from tests.support.dns_world import World, Zone
 
 DOMAIN = "example.co.jp"
@@ -27,10 +28,10 @@ class Operator:
     path: Path
     world: World
 
-    def run(self, *args: str) -> Result:
+    def run(self, *args: str) -> Finished:
         return run("--config", str(self.path), *args)
 
-    def ok(self, *args: str) -> Result:
+    def ok(self, *args: str) -> Finished:
         done = self.run(*args)
         assert done.code == 0, done.out + done.err
         return done
