@@ -49,6 +49,13 @@ _SlowMethod = Callable[[Any, str], Awaitable[Reply | None]]
 class Connection(Opening):
     """What `ListenerServer.protocol` makes for every client."""
 
+    __slots__ = (
+        "_commands",
+        "_ends_at",
+        "_errors",
+        "_verb",
+    )
+
     methods: dict[str, _Method]
     """Verb → method, made once for the class …"""
     slow_methods: dict[str, _SlowMethod]

@@ -36,6 +36,23 @@ class Phase(Enum):
 class Deadlines(SMTP):
     """The part of a connection that looks at the clock."""
 
+    # A connection has more attributes than the 30 that Python (3.11) keeps in shared form: each would have a dictionary
+    # of its own, and every look at an attribute or a method would be a search in it. So these classes name theirs.
+    __slots__ = (
+        "_content_octets",
+        "_deadline",
+        "_paused",
+        "_time",
+        "_timer",
+        "_window_octets",
+        "_window_start",
+        "loop",
+        "lost",
+        "phase",
+        "server",
+        "wire",
+    )
+
     def __init__(self, server: ListenerServer) -> None:
         # SMTP.__init__ looks up hooks and methods by reflection; per connection that costs more than a whole mail.
         # No StreamReader either: stream.py takes the octets itself. Of what they prepare, only this is used.

@@ -27,6 +27,8 @@ _EMPTY = b"334 \r\n"
 class Login(Transaction):
     """The part of a connection that is about who the client is."""
 
+    __slots__ = ()
+
     def recognise(self) -> None:
         """Who the client is has changed."""
         raise NotImplementedError

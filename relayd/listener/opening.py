@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 class Opening(Login):
     """The part of a connection before its greeting, and its end."""
 
+    __slots__ = (
+        "_attached",
+        "_begun",
+        "_counted",
+        "_held",
+        "_proxied",
+        "_socket",
+        "peer_proxies",
+        "transport",
+    )
+
     def __init__(self, server: ListenerServer) -> None:
         super().__init__(server)
         self.peer_proxies = False

@@ -49,6 +49,21 @@ def begins_tls(octets: bytes) -> bool:
 class Stream(Deadlines):
     """A connection of one client. Owned by the ListenerServer until the socket is gone and the task has ended."""
 
+    __slots__ = (
+        "_eof",
+        "_input",
+        "_out",
+        "_parked",
+        "_position",
+        "_queued",
+        "_skipped",
+        "_stop",
+        "_waiter",
+        "_writable",
+        "reading",
+        "task",
+    )
+
     def __init__(self, server: ListenerServer) -> None:
         super().__init__(server)
         self.task: asyncio.Task[None] | None = None

@@ -56,6 +56,19 @@ _NO_CHUNK = _Chunk(0, True, None)
 class Transaction(Stream):
     """The part of a connection that is about one mail."""
 
+    __slots__ = (
+        "_chunk",
+        "_chunk_failed",
+        "_chunks",
+        "_content",
+        "_envelope",
+        "_incoming",
+        "_recipients",
+        "_reserved",
+        "_tried",
+        "client",
+    )
+
     client: ClientSession
 
     def __init__(self, server: ListenerServer) -> None:
