@@ -12,7 +12,7 @@ import structlog
 
 from relayd.config.models import Config
 from relayd.sockets import Sockets, rebind, shares
-from relayd.workers import garbage
+from relayd.workers import settling
 from relayd.workers.orders import Orders
 from relayd.workers.sealing import unseal
 from relayd.workers.supervisor import WorkerFailedError
@@ -45,7 +45,7 @@ class Alone:
         try:
             app = self._build(self._config, slot=0, slots=1, sockets=self._sockets)
             await app.start()
-            garbage.settle()
+            settling.settle()
         except Exception as error:
             # as a worker would tell its supervisor
             self._log.exception("worker_not_started")

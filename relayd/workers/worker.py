@@ -19,7 +19,7 @@ from relayd import logs
 from relayd.config.models import Config
 from relayd.config.secret import secrets_of
 from relayd.sockets import Sockets
-from relayd.workers import garbage
+from relayd.workers import settling
 from relayd.workers.channel import Channel, read_memory
 from relayd.workers.sealing import unseal
 
@@ -104,7 +104,7 @@ class Worker:
             logs.setup(config.log, secrets=secrets_of(config), slot=slot)
             self._app = self._build(config, slot=slot, slots=int(message["slots"]), sockets=self._sockets)
             await self._app.start()
-            garbage.settle()
+            settling.settle()
         except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
             self._log.exception("worker_not_started")
             self._channel.send({"say": "failed", "reason": f"{type(error).__name__}: {error}"[:1000]})
