@@ -9,20 +9,35 @@ import asyncio
 import time
 from collections.abc import Callable
 
-COMPANY = 0.004
-"""Seconds that a commit waits at most."""
+SHORT = 0.004
+"""Seconds that a commit waits at most where the loop comes to rest now and then …"""
+LONG = 0.016
+"""… and where it does not: clients wait for the processor then, and the fewer commits the sooner it is free."""
 STILL = 0.00004
 """Seconds of a turn of the loop in which nobody brought anything."""
 
 
-async def company(clock: Callable[[], float] = time.perf_counter) -> None:
-    """Wait as long as the loop is busy, `COMPANY` at most: what comes meanwhile shares the commit.
+class Company:
+    """The wait before each commit of one segment.
 
     `clock` has to be finer than `STILL`; uvloop's own goes by milliseconds.
     """
-    begun = now = clock()
-    while now - begun < COMPANY:
-        await asyncio.sleep(0)
-        then, now = now, clock()
-        if now - then < STILL:
-            return
+
+    __slots__ = ("_clock", "patience")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.patience = SHORT
+        """Seconds of the next wait, at most."""
+
+    async def wait(self) -> None:
+        """Wait as long as the loop is busy, within bounds: what comes meanwhile shares the commit."""
+        clock = self._clock
+        begun = now = clock()
+        while now - begun < self.patience:
+            await asyncio.sleep(0)
+            then, now = now, clock()
+            if now - then < STILL:
+                self.patience = max(SHORT, self.patience / 2)
+                return
+        self.patience = min(LONG, self.patience * 2)

@@ -20,7 +20,7 @@ from relayd.core.event import Event
 from relayd.core.ids import MessageId
 from relayd.core.units import Millis
 from relayd.spool import files, reads, schema, writes
-from relayd.spool.company import company
+from relayd.spool.company import Company
 from relayd.spool.connection import Connection, open_reader, open_writer
 from relayd.spool.faults import is_damage, store_error
 from relayd.spool.schema import CHECKPOINT_PAGES, PAGE
@@ -119,6 +119,7 @@ class Segment:
         self._orphans: list[MessageId] = []
         self._unmeasured = 0
         self._committing: asyncio.Task[None] | None = None
+        self._company = Company()
         self._marks = {reads.WAITING: _Mark(), reads.UNDELAYED: _Mark(), reads.HELD: _Mark()}
 
     def __repr__(self) -> str:
@@ -152,7 +153,7 @@ class Segment:
         loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
-                await company()
+                await self._company.wait()
                 batch = self._take()
                 if not (batch.items or batch.parts):  # the segment was given up meanwhile
                     continue
