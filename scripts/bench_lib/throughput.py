@@ -17,7 +17,7 @@ from bench_lib.measure import MemoryWatch, cpu_seconds, fsync_rate, network, tre
 from bench_lib.other import Command
 from bench_lib.postfix import Postfix, why_not
 from bench_lib.relays import KEYS, Relay, Relayd, Setup, certificate
-from bench_lib.tools import Load, OwnSink, PostfixSink, Sink, own_source, postfix_source
+from bench_lib.tools import Load, OwnSink, PostfixSink, Sink, has_postfix_tools, own_source, postfix_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-connections", action="store_true", help="a new connection for each mail")
     parser.add_argument("--workers", default="auto", help="workers of relayd (auto)")
     parser.add_argument("--runs", type=int, default=1, help="runs of each case, taken in turns; medians are shown (1)")
-    parser.add_argument("--tool", choices=["own", "postfix"], default="own", help="load generator and sink")
+    parser.add_argument(
+        "--tool",
+        choices=["own", "postfix"],
+        help="load generator and sink; without it smtp-source and smtp-sink, which take least of the cores, where they"
+        " are installed and no TLS is asked for, else our own",
+    )
     parser.add_argument(
         "--tls", nargs="+", choices=["client", "upstream"], default=[], help="TLS from the first octet on these sides"
     )
@@ -171,6 +176,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         _check_peer(parser, peer)
     if args.tls and args.tool == "postfix":
         parser.error("smtp-source and smtp-sink speak no TLS: --tool own")
+    args.tool = args.tool or ("postfix" if has_postfix_tools() and not args.tls else "own")
     args.workers = int(args.workers) if args.workers != "auto" else "auto"
     if args.mails * args.size > 8 * 1024**3:
         parser.error("more than 8 GiB of mail: this is a benchmark, not a stress test")
@@ -198,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
     tls = f", TLS with {' and '.join(args.tls)}" if args.tls else ""
     out = [
         f"{args.mails} mails of {args.size} octets, {args.connections} connections ({connections}){tls}, "
+        f"generator and sink {'of Postfix' if args.tool == 'postfix' else 'our own'}, "
         f"{args.runs} run(s) after {args.warm_up} unmeasured mails, {args.workers} workers, "
         f"Python {platform.python_version()}, {network()}, {rate:,.0f} fdatasync/s",
         "",

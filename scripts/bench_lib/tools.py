@@ -140,8 +140,17 @@ def postfix_source(port: int, load: Load) -> Sent:
     return Sent(time.perf_counter() - started, load.mails, 0, None, None)
 
 
+def has_postfix_tools() -> bool:
+    """Whether smtp-source and smtp-sink are installed."""
+    return all(map(_which, ("smtp-source", "smtp-sink")))
+
+
+def _which(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+
 def _find(name: str) -> str:
-    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    path = _which(name)
     if path is None:
         raise RuntimeError(f"{name} is not installed: it comes with postfix")
     return path
