@@ -208,7 +208,6 @@ class App:
             self._intake,
             self._pages,
             observer=self._metrics.listeners,
-            clock=now_ms,
             slots=self._slots,
         )
         verbs = Verbs(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from relayd.config.models import Config
 from relayd.config.models import Listener as ListenerConfig
 from relayd.core.counter import ConnectionCounter
-from relayd.core.units import Millis
 from relayd.intake.door import Door
 from relayd.listener.observer import ListenerObserver
 from relayd.listener.server import ListenerServer
@@ -45,7 +44,6 @@ class Doors:
         pages: MakePages,
         *,
         observer: ListenerObserver,
-        clock: Callable[[], Millis],
         slots: int,
     ) -> None:
         self.tls = tls
@@ -55,7 +53,6 @@ class Doors:
         self._door = door
         self._pages = pages
         self._observer = observer
-        self._clock = clock
         self._slots = slots
         self._counter = ConnectionCounter(self._share(config), config.limits.connections_per_ip)
         self._listeners: dict[str, ListenerServer] = {}
@@ -162,7 +159,6 @@ class Doors:
             self._door,
             tls,
             self._observer,
-            self._clock,
             config.hostname,
             self._counter,
         )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from relayd.config.models import Credential, Listener
-from relayd.core.units import Millis
 
 
 @dataclass(slots=True)
@@ -19,7 +18,6 @@ class ClientSession:
     port: int
     loopback: bool
     """The TCP connection itself stays on this machine."""
-    connected_at: Millis
     helo: str = ""
     esmtp: bool = False
     tls: str | None = None

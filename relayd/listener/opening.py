@@ -91,7 +91,7 @@ class Opening(Login):
         server = self.server
         listener = server.listener
         peer, loopback = _address(peername[0])
-        self.client = ClientSession(listener, peer, peername[1], loopback, server.clock())
+        self.client = ClientSession(listener, peer, peername[1], loopback)
         server.connections.add(self)
         if not server.counter.enter(self):
             refusal = ListenerRefusal.CONNECTIONS

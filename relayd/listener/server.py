@@ -1,6 +1,6 @@
 """One configured listener: makes connections for its sockets, stops taking them, drains them, takes on new settings.
 
-Sockets are bound by the caller; which worker listens on what is workers.py's.
+Sockets are bound by the caller; which worker listens on what is workers/'s.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -16,7 +16,6 @@ from structlog.typing import FilteringBoundLogger
 
 from relayd.config.models import BareNewlines, Limits, Listener, ListenerTLS, Role
 from relayd.core.counter import ConnectionCounter
-from relayd.core.units import Millis
 from relayd.intake.door import Door
 from relayd.listener.connection import Connection
 from relayd.listener.content import Rules
@@ -56,14 +55,12 @@ class ListenerServer:
         door: Door,
         tls_context: ssl.SSLContext | None,
         observer: ListenerObserver,
-        clock: Callable[[], Millis],
         hostname: str,
         counter: ConnectionCounter,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.door = door
         self.observer = observer
-        self.clock = clock
         self.hostname = hostname
         self.counter = counter
         self.turnstile = Turnstile(self.loop)

@@ -218,10 +218,8 @@ def intake_of(config: Config, state: StateDB, clock: Clock, book: DomainBook, di
     )
 
 
-def session_of(config: Config, clock: Clock, intake: Intake) -> ClientSession:
-    session = ClientSession(
-        config.listeners[0], ip_address("127.0.0.1"), 4000, False, clock(), helo="app.test", esmtp=True
-    )
+def session_of(config: Config, intake: Intake) -> ClientSession:
+    session = ClientSession(config.listeners[0], ip_address("127.0.0.1"), 4000, False, helo="app.test", esmtp=True)
     intake.connect(session)
     return session
 
@@ -231,7 +229,7 @@ async def test_unverified_mail_is_refused_by_its_from_domain(
 ) -> None:
     book = await book_of(store, config)
     intake = intake_of(config, state, clock, book, tmp_path)
-    session = session_of(config, clock, intake)
+    session = session_of(config, intake)
 
     async def submit(header: bytes) -> str:
         content = header + b"Subject: x\r\n\r\nHello.\r\n"
@@ -276,7 +274,7 @@ async def test_a_credential_may_be_limited_to_sender_accounts(
     config = config_for(world, tmp_path, credentials=[credential])
     book = await book_of(store, config)
     intake = intake_of(config, state, clock, book, tmp_path)
-    session = session_of(config, clock, intake)
+    session = session_of(config, intake)
     session.credential = config.credentials[0]
 
     def refused(sender: str) -> str:

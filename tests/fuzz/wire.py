@@ -23,7 +23,6 @@ from relayd.listener.observer import ListenerRefusal
 from relayd.listener.server import ListenerServer
 from tests.support.fake_door import FakeDoor
 
-NOW = 1_750_000_000_000
 PATIENCE = 20.0
 LIMITS = Limits().model_copy(update={"message_size": 4096, "line_length_max": 1200, "errors": 30, "commands": 60})
 TIMES = dict.fromkeys(("connect", "tls", "greeting", "command", "data", "dot"), 30.0)
@@ -111,9 +110,7 @@ async def dialogue(packets: Sequence[bytes], *, normalise: bool, proxy: bool) ->
             "bare_newlines": "normalise" if normalise else "refuse",
         }
     )
-    server = ListenerServer(
-        listener, LIMITS, door, None, seen, lambda: NOW, "relay.example.com", ConnectionCounter(10, 10)
-    )
+    server = ListenerServer(listener, LIMITS, door, None, seen, "relay.example.com", ConnectionCounter(10, 10))
     connection = Connection(server)
     transport = MemoryTransport(connection)
     connection.connection_made(transport)

@@ -114,7 +114,7 @@ class House:
     def session(self, listener: str = "submission", peer: str = "192.0.2.9", **facts: Any) -> ClientSession:
         """A client that has connected and said EHLO."""
         found = next(entry for entry in self.config.listeners if entry.name == listener)
-        session = ClientSession(found, ip_address(peer), 40000, False, self.clock(), helo="app.example.com", esmtp=True)
+        session = ClientSession(found, ip_address(peer), 40000, False, helo="app.example.com", esmtp=True)
         self.intake.connect(session)
         for name, value in facts.items():
             setattr(session, name, value)

@@ -21,8 +21,6 @@ from relayd.listener.observer import ListenerRefusal
 from relayd.listener.server import ListenerServer
 from tests.support.fake_door import FakeDoor
 
-NOW = 1_750_000_000_000
-
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds; for what happens inside the listener and sends nothing."""
@@ -223,7 +221,6 @@ async def serve() -> AsyncIterator[Serve]:
                 door,
                 tls_context=context,
                 observer=seen,
-                clock=lambda: NOW,
                 hostname="relay.example.com",
                 counter=counter or ConnectionCounter(100, 50),
             )

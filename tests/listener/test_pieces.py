@@ -22,7 +22,7 @@ from relayd.listener.connection import TURN, Connection
 from relayd.listener.ends import Goodbye, Refused
 from relayd.listener.observer import ListenerRefusal
 from relayd.listener.server import ListenerServer
-from tests.listener.conftest import NOW, Seen, limits, until
+from tests.listener.conftest import Seen, limits, until
 from tests.support.fake_door import FakeDoor
 
 TURNS: list[bytes] = [
@@ -124,7 +124,6 @@ async def connected(*, deaf: bool = False) -> AsyncIterator[tuple[Connection, Wi
         door,
         tls_context=None,
         observer=seen,
-        clock=lambda: NOW,
         hostname="relay.example.com",
         counter=ConnectionCounter(10, 10),
     )

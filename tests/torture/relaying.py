@@ -375,9 +375,7 @@ async def site(context: Context) -> AsyncIterator[Site]:
     )
     made, counter, servers = Site(store), ConnectionCounter(1000, 1000), []
     for listener in config.listeners:
-        server = ListenerServer(
-            listener, config.limits, intake, server_context("good"), Quiet(), clock, "relay.test", counter
-        )
+        server = ListenerServer(listener, config.limits, intake, server_context("good"), Quiet(), "relay.test", counter)
         server.proxy_start_timeout = 0.5  # for proxies that are silent, or use XCLIENT
         sockets = {family: _socket(family) for family in ("v4", "mapped", "v6")}
         access, tls = listener.name.split(".", 1)

@@ -24,7 +24,7 @@ from relayd.delivery.smtp import SMTPConnector
 from relayd.delivery.tls import ClientContexts
 from relayd.listener.server import ListenerServer
 from tests.delivery.upstream.helpers import outgoing
-from tests.fuzz.wire import NOW, Quiet
+from tests.fuzz.wire import Quiet
 from tests.support.fake_door import FakeDoor
 from tests.support.fake_upstream import FakeUpstream, authority, server_context
 from tests.support.log_lines import log_lines
@@ -190,7 +190,7 @@ async def _sessions(context: Context, count: Counter[str]) -> None:
     tls.load_verify_locations(cadata=authority().cert_pem.bytes().decode())
     listener = Listener(name="tried", bind=["127.0.0.1:0"], tls="starttls", access="network-or-auth")
     server = ListenerServer(
-        listener, Limits(), door, server_context("good"), Quiet(), lambda: NOW, "relay.test", ConnectionCounter(99, 99)
+        listener, Limits(), door, server_context("good"), Quiet(), "relay.test", ConnectionCounter(99, 99)
     )
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
