@@ -34,9 +34,10 @@ from relayd.inbound.imap import ImapClient, ImapError
 from relayd.listener.content import hides_end
 from relayd.listener.ends import Refused
 from relayd.listener.parameters import parse_mail, parse_rcpt
-from tests.fuzz.wire import NOW, dialogue, said, transaction
+from tests.fuzz.wire import dialogue, said, transaction
 from tests.support.mail import CONTENT, make_message
 
+NOW = 1_750_000_000_000
 PACKET = b"\xff\xfe"
 """Parts the packets of a dialogue."""
 SLOW = 0.4
