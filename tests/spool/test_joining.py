@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -96,3 +99,30 @@ async def test_small_pieces_of_a_big_one_take_no_turn_of_the_loop_each() -> None
         await asyncio.sleep(0)
     assert len(joining.result()) == 4096 * 1024
     assert turns <= 4096 * 1024 // STEP + 4
+
+
+_TWO_SIDE_BY_SIDE = """
+import asyncio, os
+from pathlib import Path
+from relayd.spool.joining import Joiner
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+before = held()
+ours, others = [], []
+for _ in range(1000):
+    ours.append(b"x" * 60_000)
+    others.append(b"y" * 60_000)
+whole = asyncio.run(Joiner().joined(ours))
+print((held() - before) // 1_000_000, len(whole), len(others))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways")
+def test_what_the_pieces_of_a_big_content_took_is_given_back_while_others_are_still_there() -> None:
+    """120 MB of pieces, half of them joined: 180 MB where what was freed stays with us."""
+    done = subprocess.run([sys.executable, "-c", _TWO_SIDE_BY_SIDE], capture_output=True, text=True, check=True)
+    held, whole, others = map(int, done.stdout.split())
+    assert (whole, others) == (60_000_000, 1000)
+    assert held < 150
