@@ -118,7 +118,7 @@ class Attempts:
         octets, gate = delivery.message.size, line.gate
         waited = await self._rereading.enter(octets)
         try:
-            if waited and (gate.shut or (gate.paused and not gate.probing)):
+            if waited and (line.crew.stopping or gate.shut or (gate.paused and not gate.probing)):
                 line.lane.put_back(delivery)
             else:
                 await self.carry(line, carrier, delivery, room=True)

@@ -80,6 +80,11 @@ class Crew:
         return len(self._tasks)
 
     @property
+    def stopping(self) -> bool:
+        """What is in hand is finished, and nothing begun."""
+        return self._stopping
+
+    @property
     def connections(self) -> int:
         """Sessions that are open."""
         return sum(carrier.session is not None for carrier in self._carriers)

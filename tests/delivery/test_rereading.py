@@ -129,7 +129,8 @@ async def test_after_a_restart_memory_is_not_filled_by_big_mail_and_all_of_it_go
     assert peak <= 8 * MIB + 2 * MIB + 5 * len(CONTENT)
 
 
-async def test_what_waited_for_room_while_its_upstream_was_suspended_stays_where_it_was(world: World) -> None:
+@pytest.mark.parametrize("why", ["suspended", "stopping"])
+async def test_what_waited_for_room_while_its_upstream_was_shut_stays_where_it_was(world: World, why: str) -> None:
     world.memory.limit = 6 * MIB
     opened, waiting = asyncio.Event(), asyncio.Event()
 
@@ -146,12 +147,21 @@ async def test_what_waited_for_room_while_its_upstream_was_suspended_stays_where
     await asyncio.wait_for(waiting.wait(), 20)
     lane = world.dispatcher._lines["acme"].lane
     await until(lambda: lane.flying == 3)
-    lane.gate.shut = True
-    opened.set()
-    await until(lambda: lane.flying == 0)
+    if why == "suspended":
+        lane.gate.shut = True
+        opened.set()
+        await until(lambda: lane.flying == 0)
+    else:
+        closing = asyncio.create_task(world.close(60))
+        await until(lambda: world.dispatcher._lines["acme"].crew.stopping)
+        opened.set()
+        await closing
     assert len(acme.transactions) == 1
     assert world.memory.used == 0
-    lane.gate.shut = False
+    if why == "suspended":
+        lane.gate.shut = False
+    else:
+        await world.open(world.plan("acme"))
     world.look()
     await world.settled(*mails)
     assert len(acme.transactions) == 3
