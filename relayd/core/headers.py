@@ -27,9 +27,9 @@ FOLD_AT = 78
 MAX_FROMS = 20
 """From fields that are read; RFC 5322 3.6 allows one."""
 
-_QUICK_LIMIT = 65536
 SHORT = 16 * 1024
 """Octets of a header that are read within 30 ms whatever is in them: the worst is a From of nothing but addresses."""
+_QUICK_LIMIT = 65536
 """Octets of a header that the quick way takes; longer ones are walked without a second copy."""
 _BLANKS = frozenset(b" \t")
 _BLANK_OCTETS = frozenset((b" ", b"\t"))

@@ -120,6 +120,7 @@ class Attempts:
         try:
             if waited and (line.crew.stopping or gate.shut or (gate.paused and not gate.probing)):
                 line.lane.put_back(delivery)
+                gate.abandoned()
             else:
                 await self.carry(line, carrier, delivery, room=True)
         finally:

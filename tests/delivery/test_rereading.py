@@ -165,3 +165,35 @@ async def test_what_waited_for_room_while_its_upstream_was_shut_stays_where_it_w
     world.look()
     await world.settled(*mails)
     assert len(acme.transactions) == 3
+
+
+async def test_a_probe_that_waited_for_room_while_its_upstream_was_suspended_leaves_the_place_to_another(
+    world: World,
+) -> None:
+    world.memory.limit = 6 * MIB
+    opened, waiting = asyncio.Event(), asyncio.Event()
+
+    async def answer(mail: Outgoing) -> Sequence[Outcome]:
+        waiting.set()
+        await opened.wait()
+        return [TAKEN] * len(mail.recipients)
+
+    world.upstream("slow").answer = answer
+    await world.open(world.plan({"slow.example": "slow", "*": "acme"}))
+    content = CONTENT + b"x" * 2 * MIB
+    other = await world.accept("a@slow.example", content=content, push=False)
+    world.look()
+    await asyncio.wait_for(waiting.wait(), 20)  # no room is left for another one
+    lane = world.dispatcher._lines["acme"].lane
+    lane.gate.trouble(world.clock(), "down", 0)
+    world.clock.now += 600_000
+    probe = await world.accept("a@example.org", content=content, push=False)
+    world.look()
+    await until(lambda: lane.gate.probing and lane.flying == 1)
+    lane.gate.shut = True
+    opened.set()
+    await until(lambda: lane.flying == 0)
+    assert not world.upstream("acme").transactions
+    lane.gate.shut = False
+    world.look()
+    await world.settled(other, probe)
