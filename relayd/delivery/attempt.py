@@ -17,7 +17,7 @@ from relayd.core.blocking import Block
 from relayd.core.headers import is_short
 from relayd.core.ids import format_id
 from relayd.core.lifecycle import Act, Outcome, OutcomeKind, Stage
-from relayd.core.mail import Message
+from relayd.core.mail import Message, upstream_of
 from relayd.core.reply import Reply
 from relayd.core.session import ConnectFailedError, Outgoing, Sent, Session
 from relayd.core.units import Millis
@@ -115,8 +115,8 @@ class Attempts:
 
     async def _carry_in_turn(self, line: Line, carrier: Carrier, delivery: Delivery) -> None:
         """Carry it once there is room for its content, which is on disk only."""
-        octets, gate = delivery.message.size, line.gate
-        waited = await self._rereading.enter(octets)
+        octets, upstream, gate = delivery.message.size, upstream_of(line.lane.name), line.gate
+        waited = await self._rereading.enter(octets, upstream)
         try:
             if waited and (line.crew.stopping or gate.shut or (gate.paused and not gate.probing)):
                 line.lane.put_back(delivery)
@@ -124,7 +124,7 @@ class Attempts:
             else:
                 await self.carry(line, carrier, delivery, room=True)
         finally:
-            self._rereading.leave(octets)
+            self._rereading.leave(octets, upstream)
 
     async def reroute(self, line: Line, delivery: Delivery) -> bool:
         """Move the recipients that belong in other lanes now; False where all stay, and it is to be put back.

@@ -28,45 +28,53 @@ async def turns() -> None:
 @settings(deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["enter", "leave", "cancel", "both"]), st.integers(1, 9 * MIB), st.integers(0, 99))
+        st.tuples(
+            st.sampled_from(["enter", "leave", "cancel", "both"]),
+            st.tuples(st.integers(1, 9 * MIB), st.sampled_from(["acme", "other"])),
+            st.integers(0, 99),
+        )
     )
 )
 def test_whatever_comes_and_goes_the_room_is_kept_to_and_nobody_waits_beside_room(
-    acts: list[tuple[str, int, int]],
+    acts: list[tuple[str, tuple[int, str], int]],
 ) -> None:
     async def played() -> None:
         memory = MemoryBudget(16 * MIB)
         rereading = Rereading(memory)
-        tasks: dict[asyncio.Task[bool], int] = {}
-        inside: dict[asyncio.Task[bool], int] = {}
-        for act, octets, which in acts:
+        tasks: dict[asyncio.Task[bool], tuple[int, str]] = {}
+        inside: dict[asyncio.Task[bool], tuple[int, str]] = {}
+        for act, content, which in acts:
             waiting = [task for task in tasks if task not in inside]
             if act == "enter":
-                task = asyncio.create_task(rereading.enter(octets))
-                tasks[task] = octets
+                task = asyncio.create_task(rereading.enter(*content))
+                tasks[task] = content
             elif act == "cancel" and waiting:
                 chosen = waiting[which % len(waiting)]
                 chosen.cancel()
                 del tasks[chosen]
             elif inside:
                 chosen = list(inside)[which % len(inside)]
-                rereading.leave(inside.pop(chosen))
+                rereading.leave(*inside.pop(chosen))
                 del tasks[chosen]
                 if act == "both" and waiting:  # whoever has room at this very moment does not want it any more
                     waiting[0].cancel()
                     del tasks[waiting[0]]
             await turns()
-            inside |= {task: octets for task, octets in tasks.items() if task.done()}
-            assert memory.used == sum(inside.values())
+            inside |= {task: content for task, content in tasks.items() if task.done()}
+            assert memory.used == sum(octets for octets, _ in inside.values())
             for big in (False, True):
-                here = [octets for octets in inside.values() if (octets > MIDDLE) == big]
-                assert len(here) <= 1 or sum(here) <= memory.limit // (2 if big else 8)
-                assert here or all((octets > MIDDLE) != big for octets in tasks.values())
+                here = [(octets, upstream) for octets, upstream in inside.values() if (octets > MIDDLE) == big]
+                beside = sum(max([0, *(octets for octets, each in here if each == name)]) for name in ("acme", "other"))
+                assert sum(octets for octets, _ in here) <= memory.limit // (2 if big else 8) + beside
+                # nobody waits whose upstream has nothing in there
+                assert {each for octets, each in tasks.values() if (octets > MIDDLE) == big} == {
+                    each for _, each in here
+                }
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for octets in inside.values():
-            rereading.leave(octets)
+        for content in inside.values():
+            rereading.leave(*content)
         assert memory.used == 0
 
     asyncio.run(played())
@@ -76,12 +84,12 @@ async def test_big_ones_take_no_more_than_is_free_and_one_of_them_goes_in_any_ca
     memory = MemoryBudget(16 * MIB)
     rereading = Rereading(memory)
     memory.take(9 * MIB)
-    assert not await rereading.enter(2 * MIB)
-    second = asyncio.create_task(rereading.enter(2 * MIB))
-    assert not await rereading.enter(MIB)  # has room of its own
+    assert not await rereading.enter(2 * MIB, "acme")
+    second = asyncio.create_task(rereading.enter(2 * MIB, "acme"))
+    assert not await rereading.enter(MIB, "acme")  # has room of its own
     await turns()
     assert not second.done()
-    rereading.leave(2 * MIB)
+    rereading.leave(2 * MIB, "acme")
     assert await second
 
 
@@ -167,9 +175,7 @@ async def test_what_waited_for_room_while_its_upstream_was_shut_stays_where_it_w
     assert len(acme.transactions) == 3
 
 
-async def test_a_probe_that_waited_for_room_while_its_upstream_was_suspended_leaves_the_place_to_another(
-    world: World,
-) -> None:
+async def test_big_mail_of_a_slow_upstream_holds_up_no_other(world: World) -> None:
     world.memory.limit = 6 * MIB
     opened, waiting = asyncio.Event(), asyncio.Event()
 
@@ -181,10 +187,36 @@ async def test_a_probe_that_waited_for_room_while_its_upstream_was_suspended_lea
     world.upstream("slow").answer = answer
     await world.open(world.plan({"slow.example": "slow", "*": "acme"}))
     content = CONTENT + b"x" * 2 * MIB
+    held_up = [await world.accept("a@slow.example", content=content, push=False) for _ in range(5)]
+    world.look()
+    await asyncio.wait_for(waiting.wait(), 20)
+    others = [await world.accept("a@example.org", content=content, push=False) for _ in range(5)]
+    others.append(await world.accept("a@example.org"))
+    world.look()
+    await world.settled(*others)
+    assert len(world.upstream("slow").transactions) == 1
+    opened.set()
+    await world.settled(*held_up)
+
+
+async def test_a_probe_that_waited_for_room_while_its_upstream_was_suspended_leaves_the_place_to_another(
+    world: World,
+) -> None:
+    world.memory.limit = 6 * MIB
+    opened, waiting = asyncio.Event(), asyncio.Event()
+
+    async def answer(mail: Outgoing) -> Sequence[Outcome]:
+        waiting.set()
+        await opened.wait()
+        return [TAKEN] * len(mail.recipients)
+
+    world.upstream("acme/slow").answer = answer
+    await world.open(world.plan({"slow.example": "acme/slow", "*": "acme/well"}))
+    content = CONTENT + b"x" * 2 * MIB
     other = await world.accept("a@slow.example", content=content, push=False)
     world.look()
-    await asyncio.wait_for(waiting.wait(), 20)  # no room is left for another one
-    lane = world.dispatcher._lines["acme"].lane
+    await asyncio.wait_for(waiting.wait(), 20)  # no room is left for another one of acme
+    lane = world.dispatcher._lines["acme/well"].lane
     lane.gate.trouble(world.clock(), "down", 0)
     world.clock.now += 600_000
     probe = await world.accept("a@example.org", content=content, push=False)
@@ -193,7 +225,7 @@ async def test_a_probe_that_waited_for_room_while_its_upstream_was_suspended_lea
     lane.gate.shut = True
     opened.set()
     await until(lambda: lane.flying == 0)
-    assert not world.upstream("acme").transactions
+    assert not world.upstream("acme/well").transactions
     lane.gate.shut = False
     world.look()
     await world.settled(other, probe)
