@@ -40,4 +40,7 @@ class CidrSet:
 
     def __contains__(self, peer: Peer) -> bool:
         number = int(peer)
-        return any(number >> shift in known for shift, known in (self._v4 if peer.version == 4 else self._v6))
+        for shift, known in self._v4 if peer.version == 4 else self._v6:  # noqa: SIM110 - each connection comes here
+            if number >> shift in known:
+                return True
+        return False

@@ -324,8 +324,9 @@ class Connection(Opening):
         self.unproductive()
         raise Refused(replies.NOT_OFFERED)
 
-    def smtp_QUIT(self, arg: str) -> None:
+    async def smtp_QUIT(self, arg: str) -> None:
         """RFC 5321 4.1.1.10."""
+        # slow, so that it is raised where the session ends, and not handed on to there by a raise here
         raise Goodbye(replies.BYE)
 
     async def smtp_STARTTLS(self, arg: str) -> None:

@@ -76,7 +76,6 @@ class ListenerServer:
         self._processors: Any = None
         self._odd_second = 0
         self._odd_lines = 0
-        self._numbers = 0
         self.greeting = b""
         self.helo = b""
         self._extensions: dict[tuple[bool, bool, bool], bytes] = {}
@@ -84,6 +83,7 @@ class ListenerServer:
 
     def _settle(self, listener: Listener, limits: Limits, tls_context: ssl.SSLContext | None) -> None:
         self.listener = listener
+        self._task_name = f"smtp {listener.name}"
         self.limits = limits
         self.tls_context = tls_context
         self.tick = min(TICK, limits.idle, limits.data_idle, limits.session, self.rate_window)
@@ -230,8 +230,7 @@ class ListenerServer:
 
     def run(self, connection: Opening) -> asyncio.Task[None]:
         """Start a session's task. It is owned here until it has ended and its socket is gone."""
-        self._numbers += 1
-        task = self.loop.create_task(connection.run(), name=f"smtp {self.listener.name} {self._numbers}")
+        task = self.loop.create_task(connection.run(), name=self._task_name)
         self._tasks.add(task)
         self._empty.clear()
         task.add_done_callback(self._ended)

@@ -32,8 +32,8 @@ SLACK = 48 * MIB
 SPARE = MEMORY * MIB // 8
 """Of a worker: what small mails have beside `limits.memory`."""
 LEAVING = 2 * 50 * MIB
-"""Of a worker: two copies of `limits.message_size`. A mail read back from disk to go out counts nowhere, and SQLite
-makes another copy where the sandbox keeps it."""
+"""Of a worker: two copies of `limits.message_size`. One mail is read back from disk to go out even where there is no
+room for it, and SQLite makes another copy where the sandbox keeps it."""
 
 CROWD = {
     "idle": 10_000,
