@@ -18,7 +18,7 @@ SHARE, SHARE_OF_MIDDLE, LEFT = 2, 8, 4
 
 
 class Rereading:
-    """Contents of more than SMALL octets ask for room; it is not worth it below that. For one event loop."""
+    """Contents of more than `intake.memory.SMALL` octets ask for room: less is not worth it. For one event loop."""
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory

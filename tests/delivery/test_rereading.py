@@ -14,7 +14,7 @@ from relayd.core.lifecycle import Outcome
 from relayd.core.session import Outgoing
 from relayd.delivery.rereading import MIDDLE, Rereading
 from relayd.intake.memory import SMALL, MemoryBudget
-from tests.support.dispatching import NO_LINE, TAKEN, World, until
+from tests.support.dispatching import NO_LINE, TAKEN, ScriptedUpstream, World, until
 from tests.support.mail import CONTENT
 
 MIB = 1 << 20
@@ -101,6 +101,19 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     assert world.memory.used == 0
 
 
+def stuck(upstream: ScriptedUpstream) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have the upstream answer nothing until the first event; the second tells that a transaction waits there."""
+    opened, waiting = asyncio.Event(), asyncio.Event()
+
+    async def answer(mail: Outgoing) -> Sequence[Outcome]:
+        waiting.set()
+        await opened.wait()
+        return [TAKEN] * len(mail.recipients)
+
+    upstream.answer = answer
+    return opened, waiting
+
+
 async def test_after_a_restart_memory_is_not_filled_by_big_mail_and_all_of_it_goes_out(world: World) -> None:
     """Some mails are as big as all of their room, and small ones go their way beside them."""
     slow, sending, peak, opened = asyncio.Event(), 0, 0, asyncio.Event()
@@ -140,15 +153,8 @@ async def test_after_a_restart_memory_is_not_filled_by_big_mail_and_all_of_it_go
 @pytest.mark.parametrize("why", ["suspended", "stopping"])
 async def test_what_waited_for_room_while_its_upstream_was_shut_stays_where_it_was(world: World, why: str) -> None:
     world.memory.limit = 6 * MIB
-    opened, waiting = asyncio.Event(), asyncio.Event()
-
-    async def answer(mail: Outgoing) -> Sequence[Outcome]:
-        waiting.set()
-        await opened.wait()
-        return [TAKEN] * len(mail.recipients)
-
     acme = world.upstream("acme")
-    acme.answer = answer
+    opened, waiting = stuck(acme)
     await world.open(world.plan("acme"))
     mails = [await world.accept("a@example.org", content=CONTENT + b"x" * 2 * MIB, push=False) for _ in range(3)]
     world.look()
@@ -177,14 +183,7 @@ async def test_what_waited_for_room_while_its_upstream_was_shut_stays_where_it_w
 
 async def test_big_mail_of_a_slow_upstream_holds_up_no_other(world: World) -> None:
     world.memory.limit = 6 * MIB
-    opened, waiting = asyncio.Event(), asyncio.Event()
-
-    async def answer(mail: Outgoing) -> Sequence[Outcome]:
-        waiting.set()
-        await opened.wait()
-        return [TAKEN] * len(mail.recipients)
-
-    world.upstream("slow").answer = answer
+    opened, waiting = stuck(world.upstream("slow"))
     await world.open(world.plan({"slow.example": "slow", "*": "acme"}))
     content = CONTENT + b"x" * 2 * MIB
     held_up = [await world.accept("a@slow.example", content=content, push=False) for _ in range(5)]
@@ -203,14 +202,7 @@ async def test_a_probe_that_waited_for_room_while_its_upstream_was_suspended_lea
     world: World,
 ) -> None:
     world.memory.limit = 6 * MIB
-    opened, waiting = asyncio.Event(), asyncio.Event()
-
-    async def answer(mail: Outgoing) -> Sequence[Outcome]:
-        waiting.set()
-        await opened.wait()
-        return [TAKEN] * len(mail.recipients)
-
-    world.upstream("acme/slow").answer = answer
+    opened, waiting = stuck(world.upstream("acme/slow"))
     await world.open(world.plan({"slow.example": "acme/slow", "*": "acme/well"}))
     content = CONTENT + b"x" * 2 * MIB
     other = await world.accept("a@slow.example", content=content, push=False)
