@@ -9,6 +9,7 @@ from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.intake.memory import MemoryBudget
 from relayd.intake.session import ClientSession
+from relayd.spool.company import Company
 from relayd.spool.joining import Joiner
 
 
@@ -18,6 +19,9 @@ class Door(Protocol):
     memory: MemoryBudget
     """The listener reserves the octets of a message while it receives it, and releases them when `submit` has
     answered (or the session ended). What is handed on in memory to delivery, intake and the lanes count themselves."""
+
+    company: Company
+    """The listener says whose mail is about to come."""
 
     joiner: Joiner
     """Puts content together."""

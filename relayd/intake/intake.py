@@ -89,6 +89,7 @@ class Intake:
         """Refuse new connections and new mails; what is in reception is still taken."""
         self.memory = MemoryBudget(config.limits.memory)
         self.joiner = Joiner()
+        self.company = store.company
         self._store = store
         self._networks = networks
         self._passwords = passwords

@@ -60,6 +60,7 @@ class ListenerServer:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.door = door
+        self.company = door.company
         self.observer = observer
         self.hostname = hostname
         self.counter = counter

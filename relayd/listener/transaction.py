@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
+from relayd.intake.memory import SMALL
 from relayd.listener import replies
 from relayd.listener.content import ChunkReader, Content, DotReader, Fault, hides_end
 from relayd.listener.ends import Goodbye, Refused
@@ -102,7 +103,9 @@ class Transaction(Stream):
 
     def reset_transaction(self) -> None:
         """Forget envelope, recipients and chunks."""
-        self._envelope = None
+        if self._envelope is not None:
+            self._envelope = None
+            self.server.company.forget(self)
         self._recipients = []
         if self._reserved:
             self.server.door.memory.forget(self._reserved)
@@ -137,6 +140,7 @@ class Transaction(Stream):
         if refused is not None:
             return refused
         self._envelope = envelope
+        self.server.company.expect(self)
         self.send(_SENDER_OK)
         return None
 
@@ -168,6 +172,7 @@ class Transaction(Stream):
             raise Refused(replies.NO_MEMORY, ListenerRefusal.MEMORY)
         self._reserved += octets
         recipients.append(recipient)
+        server.company.expect(self)
         self.send(_RECIPIENT_OK)
         return None
 
@@ -229,6 +234,7 @@ class Transaction(Stream):
     def _expect(self, reader: DotReader | ChunkReader, chunk: _Chunk) -> None:
         self._incoming, self._chunk = reader, chunk
         self.begin_content()
+        self.server.company.expect(self)
 
     def receive(self) -> bool:
         """Take what is there of a message or chunk; whether that is the whole. Raises Goodbye for one without end."""
@@ -241,6 +247,8 @@ class Transaction(Stream):
         if used < 0:
             if content.received > OVERSIZE_FACTOR * self.server.limits.message_size:
                 raise Goodbye(*_FAULTS[content.fault or Fault.SIZE])
+            company = self.server.company
+            (company.expect if content.received <= SMALL else company.forget)(self)
             return False
         self.give_back(data, used)
         self._incoming = None

@@ -40,6 +40,9 @@ PAGES = 12
 class Owner(Protocol):
     """What a segment tells the store."""
 
+    company: Company
+    """Who is about to bring mail to it."""
+
     def committed(self, segment: Segment, accepted: Sequence[MessageId], events: Sequence[Event]) -> None:
         """A commit is on disk and its futures are resolved."""
 
@@ -119,7 +122,7 @@ class Segment:
         self._orphans: list[MessageId] = []
         self._unmeasured = 0
         self._committing: asyncio.Task[None] | None = None
-        self._company = Company()
+        self._accepts = 0  # of what is pending
         self._marks = {reads.WAITING: _Mark(), reads.UNDELAYED: _Mark(), reads.HELD: _Mark()}
 
     def __repr__(self) -> str:
@@ -143,6 +146,9 @@ class Segment:
             item.future.set_exception(self._reason())
             return
         self._pending.append(item)
+        if type(item) is writes.Accept:
+            self._accepts += 1
+            self._owner.company.look()
         if self._committing is None:
             # a task starts in the next turn of the loop: all that arrives in this turn shares its commit
             self._committing = asyncio.get_running_loop().create_task(
@@ -153,7 +159,7 @@ class Segment:
         loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
-                await self._company.wait()
+                await self._owner.company.wait(lambda: self._accepts)
                 batch = self._take()
                 if not (batch.items or batch.parts):  # the segment was given up meanwhile
                     continue
@@ -180,6 +186,7 @@ class Segment:
         while pending and octets < writes.OCTETS and values < writes.VALUES:
             item = pending.popleft()
             if type(item) is writes.Accept:
+                self._accepts -= 1
                 if item.large:
                     self._large.append(item)
                     continue
@@ -267,6 +274,7 @@ class Segment:
         self.gone = StoreError("the segment is damaged and set aside")
         lost = [*self._pending, *self._large]
         self._pending.clear()
+        self._accepts = 0
         self._large.clear()
         for item in lost:
             if not item.future.done():

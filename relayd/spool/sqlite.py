@@ -20,6 +20,7 @@ from relayd.core.lifecycle import State
 from relayd.core.mail import Message
 from relayd.core.units import Millis
 from relayd.spool import codec, histories, reads, retention, schema, search, stream, walks, writes
+from relayd.spool.company import Company
 from relayd.spool.filter import QueueFilter
 from relayd.spool.ledger import Ledger
 from relayd.spool.segment import Segment
@@ -53,6 +54,8 @@ class SqliteStore:
 
     def __init__(self, directory: Path, slot: int, slots: int, settings: Spool, clock: Callable[[], Millis]) -> None:
         self._clock = clock
+        self.company = Company()
+        """Who is about to bring mail, as listeners tell."""
         self._shelf = Shelf(directory, slot, slots, settings, clock, owner=self)
         self._fresh: set[MessageId] = set()
         """Accepted, but those who wait for the commit have not heard of it yet."""

@@ -18,6 +18,7 @@ from relayd.core.lifecycle import Stage, State
 from relayd.core.mail import Message, Recipient
 from relayd.core.quick import quick
 from relayd.core.units import Millis
+from relayd.spool.company import Company
 
 if TYPE_CHECKING:
     from relayd.spool.filter import QueueFilter  # which knows the values below
@@ -180,6 +181,9 @@ class Page:
 
 class Store(Protocol):
     """One worker's spool. Futures resolve on the worker's loop, after the commit is on disk."""
+
+    company: Company
+    """To be told of mail that is coming: a commit waits for it."""
 
     def mint(self) -> MessageId:
         """A fresh id of this worker."""

@@ -13,6 +13,7 @@ from relayd.core.mail import Envelope, Recipient
 from relayd.core.reply import Reply
 from relayd.intake.memory import MemoryBudget
 from relayd.intake.session import ClientSession
+from relayd.spool.company import Company
 from relayd.spool.joining import Joiner
 
 KEPT = Reply(250, "2.0.0", "Kept as 0000000000000")
@@ -47,6 +48,7 @@ class FakeDoor:
 
     memory: MemoryBudget = field(default_factory=lambda: MemoryBudget(64 * 1024**2))
     joiner: Joiner = field(default_factory=Joiner)
+    company: Company = field(default_factory=Company)
     logins: dict[str, str] = field(default_factory=dict)
     on_connect: Callable[[ClientSession], Reply | None] = lambda session: None
     on_mail: Callable[[Envelope, int], Reply | None] = lambda envelope, size: None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from relayd.core.ids import IdMint, MessageId
 from relayd.core.mail import Message
+from relayd.spool.company import Company
 from relayd.spool.store import Waiting
 
 
@@ -27,6 +28,7 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._mint = IdMint(0)
+        self.company = Company()
         self.accepted: list[Accepted] = []
         self.held = False
         self.trouble: BaseException | None = None
