@@ -154,6 +154,7 @@ class Connection(Opening):
         return server.breathe
 
     def _obey(self, line: bytes) -> Work | None:
+        self.server.company.heard += 1
         text = self._command(line)
         verb, _, arg = text.partition(" ")
         # ASCII only: str.upper() makes letters of SMTP from others (\u0131 is no I, \u017f no S)

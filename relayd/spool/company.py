@@ -1,4 +1,4 @@
-"""When a commit begins: it waits for clients who are about to bring mail, as long as they get on with it.
+"""When a commit begins: where the loop is busy, or clients are about to bring mail, it waits a moment for more.
 
 Each commit has a cost of its own besides what it writes, and takes the interpreter lock from the loop several times.
 """
@@ -12,7 +12,9 @@ from collections.abc import Callable
 PATIENCE = 0.016
 """Seconds that a commit waits at most."""
 STALLED = 0.001
-"""Seconds in which nobody's mail came any further: whoever is that slow is not waited for."""
+"""Seconds in which no client said anything: those who are to bring mail are not waited for any longer."""
+SLOW = 0.05
+"""Seconds after which a mail that came no further is not waited for at all, until it does: its client is far away."""
 STILL = 0.00004
 """Seconds of a turn of the loop in which nobody brought anything."""
 
@@ -23,22 +25,26 @@ class Company:
     `clock` has to be finer than `STILL`; uvloop's own goes by milliseconds.
     """
 
-    __slots__ = ("_clock", "_coming", "_steps", "_waits")
+    __slots__ = ("_clock", "_coming", "_period", "_period_begun", "_waits", "heard")
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._coming: set[object] = set()
-        self._steps = 0
+        self.heard = 0
+        """Commands and contents of any client so far; the listeners count their commands."""
+        self._coming: dict[object, int] = {}
+        """Clients whose mail is coming, and the period in which it came a step further."""
+        self._period = 0
+        self._period_begun = clock()
         self._waits: dict[asyncio.Future[None], Callable[[], int]] = {}
 
     def expect(self, client: object) -> None:
         """A mail of this client is coming, and has come a step further."""
-        self._coming.add(client)
-        self._steps += 1
+        self._coming[client] = self._period
 
     def forget(self, client: object) -> None:
         """It has come, or will not, or is too big to say when it will have."""
-        self._coming.discard(client)
+        self._coming.pop(client, None)
+        self.heard += 1
         if self._waits:
             self.look()
 
@@ -53,10 +59,7 @@ class Company:
         return 2 * len(self._coming) <= kept
 
     async def wait(self, kept: Callable[[], int]) -> None:
-        """Wait, within bounds, for mail that may share a commit with what `kept` counts: mail whose client waits.
-
-        Where nobody waits for the commit, it waits as long as the loop is busy.
-        """
+        """Wait, within bounds, for what may share a commit: longer, the fewer mails of clients (`kept`) it has."""
         clock = self._clock
         begun = now = clock()
         while now - begun < PATIENCE:
@@ -68,11 +71,18 @@ class Company:
                 if not await self._news(kept):
                     break
                 now = clock()
-        self._coming.clear()  # they count again with their next step
+        if now - self._period_begun > SLOW:
+            self._leave_behind(now)
+
+    def _leave_behind(self, now: float) -> None:
+        """Wait no more for those whose mail came no further in the period that ends."""
+        self._coming = {client: period for client, period in self._coming.items() if period == self._period}
+        self._period += 1
+        self._period_begun = now
 
     async def _news(self, kept: Callable[[], int]) -> bool:
-        """Wait until enough have come, or time has passed; whether anybody has made a step."""
-        steps, loop = self._steps, asyncio.get_running_loop()
+        """Wait until enough have come, or time has passed; whether any client has said something."""
+        heard, loop = self.heard, asyncio.get_running_loop()
         news: asyncio.Future[None] = loop.create_future()
         self._waits[news] = kept
         timer = loop.call_later(STALLED, _end, news)
@@ -81,7 +91,7 @@ class Company:
         finally:
             timer.cancel()
             del self._waits[news]
-        return self._steps != steps or self._enough(kept())
+        return self.heard != heard
 
 
 def _end(news: asyncio.Future[None]) -> None:
