@@ -37,6 +37,10 @@ class Company:
         self._period_begun = clock()
         self._waits: dict[asyncio.Future[None], Callable[[], int]] = {}
 
+    def __len__(self) -> int:
+        """How many clients are waited for."""
+        return len(self._coming)
+
     def expect(self, client: object) -> None:
         """A mail of this client is coming, and has come a step further."""
         self._coming[client] = self._period
@@ -56,7 +60,7 @@ class Company:
 
     def _enough(self, kept: int) -> bool:
         """Twice as many have come as are coming: to wait for all would leave the processor without work."""
-        return 2 * len(self._coming) <= kept
+        return 2 * len(self) <= kept
 
     async def wait(self, kept: Callable[[], int]) -> None:
         """Wait, within bounds, for what may share a commit: longer, the fewer mails of clients (`kept`) it has."""
@@ -66,9 +70,7 @@ class Company:
             await asyncio.sleep(0)
             then, now = now, clock()
             if now - then < STILL:
-                if self._enough(kept()):
-                    return
-                if not await self._news(kept):
+                if self._enough(kept()) or not await self._news(kept):
                     break
                 now = clock()
         if now - self._period_begun > SLOW:

@@ -246,7 +246,7 @@ async def test_killed_between_the_transactions_of_one_message(make_daemon: MakeD
     async with FakeUpstream() as upstream:
         section = smtp_upstream(upstream, limits={"recipients_per_message": 1, "connections": 1})
         # no commit waits for company: on a busy machine all three would share the first one
-        alone = {"relayd.spool.company:SHORT": 0.0}
+        alone = {"relayd.spool.company:PATIENCE": 0.0}
         daemon = make_daemon({"upstreams": {"acme": section}}, constants=alone)
         await crash(daemon, upstream, "the settlement's COMMIT", 2, *MIXED)
         await recover(daemon, promised=True)

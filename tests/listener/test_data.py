@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from relayd.intake.memory import SMALL
 from relayd.listener.observer import ListenerRefusal
-from tests.listener.conftest import Client, Serve, Served, limits
+from tests.listener.conftest import Client, Serve, Served, limits, until
 from tests.support.fake_door import KEPT, FakeDoor
 
 KEPT_LINE = str(KEPT)
@@ -324,3 +325,43 @@ async def test_endless_small_chunks_are_counted(serve: Serve) -> None:
     replies = [await client.reply() for _ in range(11)]
     assert replies[-1].startswith("421 4.7.0 ")
     assert await client.closed()
+
+
+async def test_while_a_mail_is_coming_commits_are_told_to_expect_it(serve: Serve) -> None:
+    served: Served = await serve()
+    client, company = await served.greeted(), served.door.company
+    assert len(company) == 0
+    for command, coming in [
+        ("MAIL FROM:<a@example.com>", 1),
+        ("RCPT TO:<b@example.com>", 1),
+        ("RSET", 0),
+        ("MAIL FROM:<a@example.com>", 1),
+        ("EHLO again.example.com", 0),
+    ]:
+        heard = company.heard
+        await client.ask(command)
+        assert len(company) == coming, command
+        assert company.heard > heard
+    await open_data(client)
+    assert len(company) == 1
+    client.send(b"Subject: x\r\n\r\nbody\r\n.\r\n")
+    assert await client.reply() == KEPT_LINE
+    assert len(company) == 0
+
+
+async def test_a_big_mail_is_not_expected_soon_nor_one_whose_client_has_gone(serve: Serve) -> None:
+    served: Served = await serve()
+    company = served.door.company
+    big, gone = await served.greeted(), await served.greeted()
+    await open_data(gone)
+    await open_data(big)
+    assert len(company) == 2
+    gone.writer.close()
+    await until(lambda: len(company) == 1)
+    line = b"x" * 70 + b"\r\n"
+    big.send(line * 10)
+    big.send(line * (SMALL // len(line)))
+    await until(lambda: len(company) == 0)
+    big.send(b".\r\n")
+    assert await big.reply() == KEPT_LINE
+    assert len(company) == 0
