@@ -33,6 +33,7 @@ LONGEST = 1000
 _PIPE = select.PIPE_BUF
 _RETRY = 0.2
 # DEL, C1 controls, line separators and bidirectional overrides as UTF-8: JSON allows them, terminals obey them
+_DEL = 0x7F  # as a number: asked for b"\x7f", Python takes that for a number first, and fails at it
 _UNSAFE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 
@@ -115,7 +116,7 @@ class MailLog:
         if not raw or len(raw) > _PIPE:
             # lone surrogates, numbers past 64 bits, a reply of a thousand words: rare enough to go the long way
             raw = orjson.dumps({key: _plain(value) for key, value in line.items()}, option=orjson.OPT_APPEND_NEWLINE)
-        return _UNSAFE.sub(_escape, raw) if not raw.isascii() or b"\x7f" in raw else raw
+        return _UNSAFE.sub(_escape, raw) if not raw.isascii() or _DEL in raw else raw
 
     def _time(self, at: Millis) -> str:
         second, millis = divmod(at, 1000)

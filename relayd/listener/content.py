@@ -20,6 +20,8 @@ END = b"\r\n.\r\n"
 _HIDDEN_END = re.compile(rb"\0++\.\0*\r\n")
 _LINE_OF_IT = re.compile(b"\n" + _HIDDEN_END.pattern)
 
+# As numbers: asked whether it has an octet as bytes, Python takes that for a number first, and fails at it.
+_NUL, _LF, _CR = 0, 0x0A, 0x0D
 _SMALL = 4096
 _BLOCK = 65536
 
@@ -96,7 +98,7 @@ class Content:
         # What is left beside the pairs tells in a tenth of the time that counting both octets would take: replaced by
         # as many octets, they need not be cut out.
         unpaired = piece.replace(b"\r\n", b"  ")
-        if b"\n" in unpaired or b"\r" in unpaired:
+        if _LF in unpaired or _CR in unpaired:
             if not self._rules.normalise:
                 return Fault.BARE_NEWLINE
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
@@ -107,7 +109,7 @@ class Content:
         self.size += len(piece)
         if not self._measure(piece):
             return Fault.LINE
-        if b"\0" in piece:
+        if _NUL in piece:
             self.has_nul = True
         self._keep(piece)
         return None
