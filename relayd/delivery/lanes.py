@@ -68,8 +68,8 @@ class Lane:
         self._log = structlog.get_logger("relayd.delivery")
         self.blocked = 0
         """Settlements that could not be written: nothing more is taken until they are."""
-        self.unwritten = 0
-        """Settlements on their way to the disk: what a crash would repeat."""
+        self._unwritten: dict[MessageId, int] = {}
+        """Settlements on their way to the disk, by message: what a crash would repeat."""
         self.unwritten_most = 1
         """Nothing more is taken while there are so many: as many as there may be connections (the crew says)."""
         self._held_up = False
@@ -148,7 +148,7 @@ class Lane:
         turn = turns.next()
         if turn is None or self.blocked or not gate.may_take(self._clock()):
             return None
-        if self.unwritten >= self.unwritten_most:
+        if len(self._unwritten) >= self.unwritten_most:
             self._held_up = True
             return None
         budget = self.budget
@@ -182,10 +182,23 @@ class Lane:
                 self.turns.put_in_front(delivery)
                 return
 
-    def written(self) -> None:
-        """A settlement is on disk, or could not be written. Who was refused mail for too many of them gets some."""
-        self.unwritten -= 1
-        if self._held_up and self.unwritten <= self.unwritten_most // 2:
+    @property
+    def unwritten(self) -> int:
+        """Messages with settlements on their way to the disk. One that goes out in many transactions counts once: how
+        many of its own it may have is up to `behind.py`, and others must not wait for them.
+        """
+        return len(self._unwritten)
+
+    def writes(self, message: MessageId) -> None:
+        """A settlement of this message is on its way to the disk."""
+        self._unwritten[message] = self._unwritten.get(message, 0) + 1
+
+    def written(self, message: MessageId) -> None:
+        """It is there, or could not be written. Who was refused mail for too many of them gets some."""
+        left = self._unwritten.pop(message) - 1
+        if left:
+            self._unwritten[message] = left
+        if self._held_up and len(self._unwritten) <= (self.unwritten_most + 1) // 2:
             self._held_up = False
             for _ in range(self.unwritten_most):
                 self._ready(self)

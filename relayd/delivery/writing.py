@@ -223,12 +223,12 @@ class Writer:
     def write(self, line: Line, settlement: Settlement, *, last: bool) -> asyncio.Future[None]:
         """Write a settlement; with `last` the message is let go of once all of it is on disk."""
         written = self._store.settle(settlement)
-        line.lane.unwritten += 1
+        line.lane.writes(settlement.message)
         written.add_done_callback(partial(self._written, line, settlement, last))
         return written
 
     def _written(self, line: Line, settlement: Settlement, last: bool, written: asyncio.Future[None]) -> None:
-        line.lane.written()
+        line.lane.written(settlement.message)
         if written.cancelled():
             return
         error = written.exception()

@@ -392,15 +392,39 @@ async def test_however_slow_the_disk_no_more_goes_out_than_a_crash_may_repeat(wo
     mails = [await world.accept(f"r{n}@example.org", push=n % 2 == 0) for n in range(40)]
     world.look()
     lane, sent = world.dispatcher._lines["acme"].lane, world.upstreams["acme"].transactions
-    await until(lambda: lane.unwritten >= 3)
-    for _ in range(200):
-        world.look()
-        await asyncio.sleep(0)
-    assert 3 <= len(sent) <= 2 * 3
-    disk.set()
+    try:
+        await until(lambda: lane.unwritten >= 3)
+        for _ in range(200):
+            world.look()
+            await asyncio.sleep(0)
+        assert 3 <= len(sent) <= 2 * 3
+    finally:
+        disk.set()
     await world.settled(*mails)
     assert (lane.unwritten, len(sent)) == (0, 40)
     assert set(world.upstreams["acme"].accepted.values()) == {1}
+
+
+async def test_a_message_in_many_transactions_keeps_no_others_waiting_for_a_slow_disk(world: World) -> None:
+    world.settings["acme"] = {"connections": 3, "return_path": lambda *_: "b@bounce.example.com"}
+    await world.open(world.plan("acme"))
+    disk = asyncio.Event()
+
+    async def slow(settlement: Settlement) -> None:
+        await disk.wait()
+
+    world.tricky.before = slow
+    sent = world.upstreams["acme"].transactions
+    many = await world.accept(*[f"r{n}@example.org" for n in range(40)])
+    try:
+        await until(lambda: len(sent) == BEHIND + 1)
+        few = await world.accept("one@example.org")
+        await until(lambda: len(sent) == BEHIND + 2)
+    finally:
+        disk.set()
+    await world.settled(many, few)
+    lane = world.dispatcher._lines["acme"].lane
+    assert (lane.unwritten, len(sent)) == (0, 41)
 
 
 async def test_a_lane_goes_on_when_a_message_has_no_place_any_more(world: World) -> None:
