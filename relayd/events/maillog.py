@@ -32,8 +32,8 @@ LONGEST = 1000
 
 _PIPE = select.PIPE_BUF
 _RETRY = 0.2
-# DEL, C1 controls, line separators and bidirectional overrides as UTF-8: JSON allows them, terminals obey them
 _DEL = 0x7F  # as a number: asked for b"\x7f", Python takes that for a number first, and fails at it
+# DEL, C1 controls, line separators and bidirectional overrides as UTF-8: JSON allows them, terminals obey them
 _UNSAFE = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 

@@ -234,7 +234,11 @@ class Transaction(Stream):
     def _expect(self, reader: DotReader | ChunkReader, chunk: _Chunk) -> None:
         self._incoming, self._chunk = reader, chunk
         self.begin_content()
-        self.server.company.expect(self)
+        self._came_further()
+
+    def _came_further(self) -> None:
+        if self._envelope is not None:  # chunks may come without a mail
+            self.server.company.expect(self)
 
     def receive(self) -> bool:
         """Take what is there of a message or chunk; whether that is the whole. Raises Goodbye for one without end."""
@@ -247,8 +251,10 @@ class Transaction(Stream):
         if used < 0:
             if content.received > OVERSIZE_FACTOR * self.server.limits.message_size:
                 raise Goodbye(*_FAULTS[content.fault or Fault.SIZE])
-            company = self.server.company
-            (company.expect if content.received <= SMALL else company.forget)(self)
+            if content.received <= SMALL:
+                self._came_further()
+            else:
+                self.server.company.forget(self)
             return False
         self.give_back(data, used)
         self._incoming = None

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 0.016
-"""Seconds that a commit waits at most."""
+"""Seconds that a commit waits at most, but for what one more look takes."""
 STALLED = 0.001
 """Seconds in which no client said anything: those who are to bring mail are not waited for any longer."""
 SLOW = 0.05
-"""Seconds after which a mail that came no further is not waited for at all, until it does: its client is far away."""
+"""Seconds, once or twice, after which a mail that came no further is not waited for at all, until it does."""
 STILL = 0.00004
 """Seconds of a turn of the loop in which nobody brought anything."""
 
@@ -47,7 +47,8 @@ class Company:
 
     def forget(self, client: object) -> None:
         """It has come, or will not, or is too big to say when it will have."""
-        self._coming.pop(client, None)
+        if self._coming.pop(client, None) is None:  # a big one: each piece of it ends here
+            return
         self.heard += 1
         if self._waits:
             self.look()
@@ -62,15 +63,18 @@ class Company:
         """Twice as many have come as are coming: to wait for all would leave the processor without work."""
         return 2 * len(self) <= kept
 
-    async def wait(self, kept: Callable[[], int]) -> None:
-        """Wait, within bounds, for what may share a commit: longer, the fewer mails of clients (`kept`) it has."""
+    async def wait(self, kept: Callable[[], int] | None) -> None:
+        """Wait, within bounds, for what may share a commit: longer, the fewer mails of clients (`kept`) it has.
+
+        None: no client's mail can join it, so it waits only while the loop is busy.
+        """
         clock = self._clock
         begun = now = clock()
         while now - begun < PATIENCE:
             await asyncio.sleep(0)
             then, now = now, clock()
             if now - then < STILL:
-                if self._enough(kept()) or not await self._news(kept):
+                if kept is None or self._enough(kept()) or not await self._news(kept):
                     break
                 now = clock()
         if now - self._period_begun > SLOW:

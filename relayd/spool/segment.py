@@ -1,7 +1,7 @@
 """One segment at work: its connections, its group commit, its reads. Which segment a message belongs to is sqlite.py's.
 
 Group commit: whatever arrives while a commit is under way shares the next one, so a disk that syncs slowly only
-makes the groups larger; and a loop that is busy brings more before it begins.
+makes the groups larger; and a loop that is busy, or clients who are about to, bring more before it begins.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Segment:
         loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
-                await self._owner.company.wait(lambda: self._accepts)
+                await self._owner.company.wait(self._clients())
                 batch = self._take()
                 if not (batch.items or batch.parts):  # the segment was given up meanwhile
                     continue
@@ -177,6 +177,12 @@ class Segment:
                     await self._measure(writer)
         finally:
             self._committing = None
+
+    def _clients(self) -> Callable[[], int] | None:
+        """Counts the mails whose clients wait for the next commit; None where no others need to be waited for: all new
+        mail goes elsewhere, or a large one has many commits to make.
+        """
+        return None if self._large or not self.measure_every else lambda: self._accepts
 
     def _take(self) -> writes.Batch:
         """The next commit's share of what waits."""

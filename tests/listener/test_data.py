@@ -365,3 +365,13 @@ async def test_a_big_mail_is_not_expected_soon_nor_one_whose_client_has_gone(ser
     big.send(b".\r\n")
     assert await big.reply() == KEPT_LINE
     assert len(company) == 0
+
+
+async def test_chunks_without_a_mail_make_nobody_expected(serve: Serve) -> None:
+    served: Served = await serve()
+    client, company = await served.greeted(), served.door.company
+    client.send(b"BDAT 5\r\nhel")
+    client.send(b"lo")
+    assert (await client.reply()).startswith("503 ")
+    assert await client.ask("NOOP") == "250 2.0.0 OK"
+    assert len(company) == 0

@@ -37,7 +37,7 @@ def kept(count: int) -> Callable[[], int]:
     return lambda: count
 
 
-async def turns(company: Company, kept: Callable[[], int]) -> int:
+async def turns(company: Company, kept: Callable[[], int] | None) -> int:
     """How many turns of the loop it waited."""
     count = 0
 
@@ -129,7 +129,8 @@ async def test_it_does_not_wait_for_clients_who_say_nothing() -> None:
     assert len(company) == 1  # and it may come any moment
 
 
-async def test_as_long_as_clients_speak_it_waits_but_not_longer_than_it_may() -> None:
+async def test_as_long_as_clients_speak_it_waits_but_not_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALLED", 0.0)
     clock = Clock()
     company = Company(clock)
     company.expect("client")
@@ -162,8 +163,28 @@ async def test_who_is_slow_is_not_waited_for_until_his_mail_comes_further() -> N
 
 
 @pytest.mark.usefixtures("never_stalled")
+async def test_where_no_mail_can_join_it_it_waits_for_nobody() -> None:
+    company = Company(Clock())
+    company.expect("client")
+    assert await turns(company, None) == 1
+
+
+async def test_pieces_of_a_big_mail_are_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STALLED", 0.0)
+    company = Company(Clock())
+    company.expect("client")
+    wait = await begun(company, kept(1))
+    async with asyncio.timeout(20):
+        while not wait.done():
+            company.forget("big")
+            await asyncio.sleep(0)
+    assert company.heard == 0
+
+
+@pytest.mark.usefixtures("never_stalled")
 async def test_mail_that_is_coming_shares_the_commit_with_what_is_here(store: SqliteStore) -> None:
     commits: list[int] = []
+    store.company._clock = lambda: 0.0
     store.observe(lambda _, items: commits.append(items))
     for client in ("a", "b"):
         store.company.expect(client)
