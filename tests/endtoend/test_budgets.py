@@ -72,8 +72,12 @@ async def test_what_waits_is_told_and_a_whole_restart_resets_nothing(make_daemon
         assert len(upstream.mails) == 4
         told = await daemon.cli("upstream", "list")
         assert "messages of acme" in told.out
-        status = (await daemon.cli("status")).out
-        assert "waits for messages 4/day of acme" in status
+
+        async def status_tells() -> bool:
+            return "waits for messages 4/day of acme" in (await daemon.cli("status")).out
+
+        # the list reads what is on disk; the worker has to find its mail again first
+        await daemon.until(status_tells)
         shown = (await daemon.cli("queue", "show")).out
         assert "waits for the budget of acme (messages 4/day)" in shown
         assert "bulk" in shown
