@@ -71,7 +71,7 @@ class Lane:
         self._unwritten: dict[MessageId, int] = {}
         """Settlements on their way to the disk, by message: what a crash would repeat."""
         self.unwritten_most = 1
-        """Nothing more is taken while there are more: as many as there may be connections (the crew says)."""
+        """Nothing more is taken while there are so many: as many as there may be connections (the crew says)."""
         self._held_up = False
 
     def start(self) -> None:
@@ -148,7 +148,7 @@ class Lane:
         turn = turns.next()
         if turn is None or self.blocked or not gate.may_take(self._clock()):
             return None
-        if len(self._unwritten) > self.unwritten_most:
+        if len(self._unwritten) >= self.unwritten_most:
             self._held_up = True
             return None
         budget = self.budget

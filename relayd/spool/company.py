@@ -63,10 +63,11 @@ class Company:
         """Twice as many have come as are coming: to wait for all would leave the processor without work."""
         return 2 * len(self) <= kept
 
-    async def wait(self, kept: Callable[[], int] | None) -> None:
+    async def wait(self, kept: Callable[[], int]) -> None:
         """Wait, within bounds, for what may share a commit: longer, the fewer mails of clients (`kept`) it has.
 
-        None: no client's mail can join it, so it waits only while the loop is busy.
+        Where it has none, it waits only while the loop is busy: what became of mail is to be on disk soon, for a crash
+        repeats what is not.
         """
         clock = self._clock
         begun = now = clock()
@@ -74,7 +75,8 @@ class Company:
             await asyncio.sleep(0)
             then, now = now, clock()
             if now - then < STILL:
-                if kept is None or self._enough(kept()) or not await self._news(kept):
+                count = kept()
+                if not count or self._enough(count) or not await self._news(kept):
                     break
                 now = clock()
         if now - self._period_begun > SLOW:

@@ -159,7 +159,7 @@ class Segment:
         loop = asyncio.get_running_loop()
         try:
             while self._pending or self._large:
-                await self._owner.company.wait(self._clients())
+                await self._owner.company.wait(self._clients)
                 batch = self._take()
                 if not (batch.items or batch.parts):  # the segment was given up meanwhile
                     continue
@@ -178,11 +178,11 @@ class Segment:
         finally:
             self._committing = None
 
-    def _clients(self) -> Callable[[], int] | None:
-        """Counts the mails whose clients wait for the next commit; None where no others need to be waited for: all new
-        mail goes elsewhere, or a large one has many commits to make.
+    def _clients(self) -> int:
+        """Mails whose clients wait for the next commit, and for which it may wait for others; a large one has so many
+        commits to make that it waits for nobody.
         """
-        return None if self._large or not self.measure_every else lambda: self._accepts
+        return 0 if self._large else self._accepts
 
     def _take(self) -> writes.Batch:
         """The next commit's share of what waits."""

@@ -37,7 +37,7 @@ def kept(count: int) -> Callable[[], int]:
     return lambda: count
 
 
-async def turns(company: Company, kept: Callable[[], int] | None) -> int:
+async def turns(company: Company, kept: Callable[[], int]) -> int:
     """How many turns of the loop it waited."""
     count = 0
 
@@ -113,15 +113,6 @@ async def test_it_waits_no_longer_once_twice_as_many_have_come_as_are_coming() -
     assert await turns(company, lambda: count) == 1
 
 
-@pytest.mark.usefixtures("never_stalled")
-async def test_it_waits_for_coming_mail_even_where_nobody_waits_for_the_commit() -> None:
-    company = Company(Clock())
-    company.expect("client")
-    wait = await begun(company, kept(0))
-    company.forget("client")
-    await ended(wait)
-
-
 async def test_it_does_not_wait_for_clients_who_say_nothing() -> None:
     company = Company(Clock())
     company.expect("client")
@@ -163,10 +154,10 @@ async def test_who_is_slow_is_not_waited_for_until_his_mail_comes_further() -> N
 
 
 @pytest.mark.usefixtures("never_stalled")
-async def test_where_no_mail_can_join_it_it_waits_for_nobody() -> None:
+async def test_where_no_client_waits_for_the_commit_it_waits_for_none() -> None:
     company = Company(Clock())
     company.expect("client")
-    assert await turns(company, None) == 1
+    assert await turns(company, kept(0)) == 1
 
 
 async def test_pieces_of_a_big_mail_are_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
