@@ -146,7 +146,7 @@ async def test_a_killed_worker_is_restarted_and_nobody_is_refused_meanwhile(star
 
 
 async def test_a_worker_that_was_asked_to_stop_is_replaced_after_draining(start: Start) -> None:
-    supervisor = await start()
+    supervisor = await start(shutdown=60.0)  # longer than `connected` waits: chance finds others' sockets by then
     async with connected(address(supervisor)) as (reader, writer):
         slot, pid, _ = (await reader.readline()).decode().split()
         os.kill(int(pid), signal.SIGTERM)
