@@ -144,7 +144,12 @@ async def test_mail_that_waits_is_suppressed_when_its_address_is_blocked_later(m
         await daemon.wait_for_event("deferred", id=number)
         held = await send_one(daemon.port, APP, "held@example.org")
         await daemon.wait_for_event("deferred", id=held)
-        assert (await daemon.cli("queue", "hold", held)).code == 0
+
+        async def is_held() -> bool:  # what is being sent at that moment is left alone
+            assert (await daemon.cli("queue", "hold", held)).code == 0
+            return (await daemon.message(held))["recipients"][0]["state"] == "held"
+
+        await daemon.until(is_held, "it is held")
         assert (await daemon.cli("block", "add", "*@example.org", "--reason", "closed down")).code == 0
         event = await daemon.wait_for_event("suppressed", id=number)
         assert (event["class"], event["reason"]) == ("manual", "closed down")

@@ -11,12 +11,20 @@ import pytest
 
 from relayd.intake.memory import MemoryBudget
 from relayd.listener.observer import ListenerRefusal
-from tests.listener.conftest import Client, Serve, limits, until
+from tests.listener.conftest import Client, Serve, Served, limits, until
 from tests.support.fake_door import KEPT, FakeDoor, known
 from tests.support.log_lines import log_lines
 
 SHORT = 0.15
 """Seconds: a limit that a test waits for."""
+
+
+async def greeted_in_peace(serve: Serve) -> tuple[Served, Client]:
+    """A session that has a short idle time from its next command on: however slow this machine is, it was greeted."""
+    served = await serve(timings={"tick": SHORT})
+    client = await served.greeted()
+    served.server.limits = limits(idle=SHORT)
+    return served, client
 
 
 async def keep_sending(client: Client, octets: bytes) -> None:
@@ -72,8 +80,8 @@ async def test_too_many_connections_of_one_address(serve: Serve) -> None:
 
 
 async def test_silence_ends_the_session(serve: Serve) -> None:
-    served = await serve(limits=limits(idle=SHORT))
-    client = await served.greeted()
+    served, client = await greeted_in_peace(serve)
+    assert await client.ask("NOOP") == "250 2.0.0 OK"
     assert (await client.reply()).startswith("421 4.4.2 ")
     assert await client.closed()
     assert served.seen.refusals == [ListenerRefusal.IDLE]
@@ -81,15 +89,14 @@ async def test_silence_ends_the_session(serve: Serve) -> None:
 
 @pytest.mark.parametrize("octets", [b"A", b"NOOP "], ids=repr)
 async def test_a_command_that_comes_octet_by_octet_without_end(serve: Serve, octets: bytes) -> None:
-    served = await serve(limits=limits(idle=SHORT))
-    client = await served.greeted()
+    _, client = await greeted_in_peace(serve)
+    assert await client.ask("NOOP") == "250 2.0.0 OK"
     assert (await until_reply(client, octets)).startswith("421 4.4.2 ")
     assert await client.closed()
 
 
 async def test_an_answer_to_auth_that_comes_octet_by_octet(serve: Serve) -> None:
-    served = await serve(limits=limits(idle=SHORT))
-    client = await served.greeted()
+    _, client = await greeted_in_peace(serve)
     assert (await client.ask("AUTH LOGIN")).startswith("334")
     assert (await until_reply(client, b"A")).startswith("421 4.4.2 ")
 
@@ -120,17 +127,22 @@ async def test_message_data_that_trickles(serve: Serve, verb: str) -> None:
 
 
 async def test_a_session_that_lasts_too_long_ends_between_mails(serve: Serve) -> None:
-    served = await serve(limits=limits(session=SHORT))
+    served = await serve(timings={"tick": SHORT})
+    begun, lasts = asyncio.get_running_loop().time(), served.server.limits.session
     client = await served.greeted()
+    connection = next(iter(served.server.connections))
+    assert begun + lasts <= connection._ends_at <= connection.loop.time() + lasts
+    connection._ends_at = connection.loop.time() + SHORT
     assert (await client.reply()).startswith("421 4.4.2 ")
     assert served.seen.refusals == [ListenerRefusal.SESSION]
 
 
 async def test_an_open_mail_may_be_finished_after_the_session_time(serve: Serve) -> None:
-    served = await serve(limits=limits(session=SHORT))
+    served = await serve(timings={"tick": SHORT})
     client = await served.greeted()
     await open_data(client)
     connection = next(iter(served.server.connections))
+    connection._ends_at = connection.loop.time()
     await until(lambda: connection.loop.time() > connection._ends_at + 2 * SHORT)
     client.send(b"late\r\n.\r\n")
     assert await client.reply() == str(KEPT)
@@ -195,7 +207,7 @@ async def test_a_line_without_end(serve: Serve) -> None:
 
 
 async def test_a_client_that_does_not_read_is_ended(serve: Serve) -> None:
-    served = await serve(limits=limits(idle=SHORT, commands=10**9))
+    served = await serve(limits=limits(commands=10**9), timings={"tick": SHORT})
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
@@ -203,6 +215,7 @@ async def test_a_client_that_does_not_read_is_ended(serve: Serve) -> None:
     await loop.sock_connect(sock, served.address)
     with sock:
         await loop.sock_recv(sock, 100)
+        served.server.limits = limits(idle=SHORT, commands=10**9)
         async with asyncio.timeout(30):
             with pytest.raises(ConnectionError):
                 while True:  # what the kernels' buffers hold on both sides is no small amount, nor the same everywhere

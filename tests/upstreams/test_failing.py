@@ -83,6 +83,7 @@ async def test_a_changed_password_and_a_suspended_account_lose_and_bounce_nothin
         async with daemon:
             for place in range(10):
                 await send_one(daemon.port, "app@example.com", f"before{place}@example.org")
+            await daemon.wait_for_event("delivered", count=10)  # none of them is cut off half-way
             acme.users["relay"] = "changed"
             acme.hang_up()
             for place in range(20):

@@ -15,13 +15,14 @@ from tests.support.fake_upstream import FakeUpstream
 CONTENT = b"From: a@example.com\r\nSubject: hello\r\n\r\nHello.\r\n"
 
 
-def short(stage: str) -> dict[str, float]:
+def short(stage: str, *, silent: bool = True) -> dict[str, float]:
     """Time-outs for tests of silence: only the one that is tried is short, and a slow machine changes no outcome.
 
-    `command` covers several replies; those before the silent one need their time.
+    `command` covers several replies; those before the silent one need their time. Where something is said after all
+    (not `silent`), all are long: what is said late would be taken for silence.
     """
     long = dict.fromkeys(("connect", "tls", "greeting", "command", "data", "dot"), 30.0)
-    return long | {stage: 1.0 if stage == "command" else 0.2}
+    return long | ({stage: 1.0 if stage == "command" else 0.2} if silent else {})
 
 
 def outgoing(

@@ -104,7 +104,7 @@ AUTH_TROUBLE: list[tuple[Action, int]] = [
 @pytest.mark.parametrize(("action", "code"), AUTH_TROUBLE)
 async def test_trouble_with_auth(action: Action, code: int) -> None:
     async with FakeUpstream({"AUTH": action}, tls="starttls", users=USERS, auth=["PLAIN"]) as upstream:
-        error = await failure(upstream, timeouts=short("command"))
+        error = await failure(upstream, timeouts=short("command", silent=action == SILENCE))
         assert error.outcome.stage is Stage.AUTH
         assert error.outcome.reply.code // 100 * 100 == code // 100 * 100
         assert not any(command.startswith("MAIL") for command in upstream.commands)
@@ -247,7 +247,7 @@ GREETINGS: list[tuple[Action, int]] = [
 @pytest.mark.parametrize(("action", "code"), GREETINGS)
 async def test_greetings_that_are_none(action: Action, code: int) -> None:
     async with FakeUpstream({"greeting": action}) as upstream:
-        error = await failure(upstream, timeouts=short("greeting"))
+        error = await failure(upstream, timeouts=short("greeting", silent=action == SILENCE))
         assert error.outcome.stage is Stage.CONNECT
         assert error.outcome.reply.code == code or error.outcome.reply.code // 100 == code // 100
 
@@ -255,7 +255,7 @@ async def test_greetings_that_are_none(action: Action, code: int) -> None:
 @pytest.mark.parametrize("action", ["550 5.7.1 no", "421 4.3.2 bye", DROP, SILENCE, b"250-a\r\n" * 300, b"\r\n"])
 async def test_ehlo_refused(action: Action) -> None:
     async with FakeUpstream({"EHLO": action}) as upstream:
-        error = await failure(upstream, timeouts=short("command"))
+        error = await failure(upstream, timeouts=short("command", silent=action == SILENCE))
         assert error.outcome.stage is Stage.EHLO
 
 

@@ -97,7 +97,7 @@ CASES: list[tuple[str, Action, str, Stage]] = [
 async def test_each_failure_has_its_outcome(
     extensions: tuple[str, ...], step: str, action: Action, kind: str, stage: Stage
 ) -> None:
-    timeouts = short("dot" if step == "DOT" else "command")
+    timeouts = short("dot" if step == "DOT" else "command", silent=action == SILENCE)
     async with (
         FakeUpstream({step: action}, extensions=extensions) as upstream,
         session(upstream, timeouts=timeouts) as opened,
