@@ -48,10 +48,11 @@ async def crash(
 
 
 async def drained(daemon: Daemon) -> None:
-    """Wait until nothing waits any more."""
+    """Wait until nothing waits any more, and no report is to be made."""
 
     async def empty() -> bool:
-        return not (await asyncio.to_thread(daemon.audit)).waiting
+        report = await asyncio.to_thread(daemon.audit)
+        return not report.waiting and not report.owed
 
     await daemon.until(empty, "the queue is empty")
 

@@ -49,7 +49,7 @@ async def test_a_damaged_segment_is_saved_beside_the_running_daemon(make_daemon:
         await daemon.wait_for_event("delivered")
         audit = await daemon.cli("audit")
         assert audit.code == 1 and "set aside as damaged" in audit.err
-        assert "relayd_spool_damaged_segments 1.0" in await metrics(daemon)
+        await daemon.until(lambda: _damaged(daemon, 1), "the metric tells of it")
         done = await daemon.cli("spool", "recover", "--json", "--send")
         assert done.code == 0, done.err
         assert done.json["taken_in"] and done.json["recovered"][0]["messages"] == 8
@@ -58,7 +58,7 @@ async def test_a_damaged_segment_is_saved_beside_the_running_daemon(make_daemon:
         assert Counter(subject_of(each.content) for each in upstream.accepted) == Counter(
             ["new", *(f"old-{number}" for number in range(8))]
         )
-        await daemon.until(lambda: _none_damaged(daemon), "the metric tells that nothing is damaged")
+        await daemon.until(lambda: _damaged(daemon, 0), "the metric tells that nothing is damaged")
         assert (await daemon.cli("spool", "check")).code == 0
         assert (await daemon.cli("spool", "recover")).out.startswith("Nothing was set aside")
         assert await daemon.stop() == 0
@@ -75,8 +75,8 @@ async def metrics(daemon: Daemon) -> str:
         return await answer.text()
 
 
-async def _none_damaged(daemon: Daemon) -> bool:
-    return "relayd_spool_damaged_segments 0.0" in await metrics(daemon)
+async def _damaged(daemon: Daemon, segments: int) -> bool:
+    return f"relayd_spool_damaged_segments {segments}.0" in await metrics(daemon)
 
 
 async def test_content_that_changed_on_the_disk_leaves_with_nobody(make_daemon: MakeDaemon) -> None:

@@ -24,12 +24,14 @@ async def test_a_client_that_leaves_behind_the_dot_cancels_nothing(make_daemon: 
         for subject in subjects:
             client = Client(daemon.port)
             await client.connect()
-            for command in (f"MAIL FROM:<{SENDER}>", "RCPT TO:<a@example.org>", "DATA"):
+            for command in (f"MAIL FROM:<{SENDER}>", f"RCPT TO:<{subject}@example.org>", "DATA"):
                 assert (await client.say(command))[0] in (250, 354)
             client.writer.write(mail(subject) + b".\r\n")
             await client.writer.drain()
             client.writer.transport.abort() if subject.endswith("5") else client.writer.close()
-        await daemon.wait_for_event("accepted", count=len(subjects) - 2)
+        for subject in subjects:
+            if not subject.endswith("5"):
+                await daemon.wait_for_event("accepted", recipient=f"{subject}@example.org")
         await drained(daemon)
         found = taken(upstream)
         # a reset may overtake what was sent before it; nothing comes in part, and nothing twice

@@ -9,7 +9,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from tests.endtoend.conftest import MakeDaemon
 from tests.endtoend.test_crashes import drained
 from tests.support.daemon import Daemon, local, smtp_upstream
 from tests.support.fake_upstream import FakeUpstream
+from tests.support.ports import free_port
 
 CLIENTS = 6
 CONNECTIONS = 4
@@ -167,6 +167,4 @@ async def test_the_supervisor(make_daemon: MakeDaemon) -> None:
 
 def fixed_port() -> dict[str, Any]:
     """A listener whose port stays the same over restarts."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return local(bind=[f"127.0.0.1:{sock.getsockname()[1]}"])
+    return local(bind=[f"127.0.0.1:{free_port()}"])

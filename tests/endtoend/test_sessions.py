@@ -20,6 +20,8 @@ ENVELOPE = ("MAIL", "RCPT", "DATA")
 BEHIND = ("content", "DOT")
 """A small mail is written in one go with its dot: what happens while it is read happens, for us, behind the dot."""
 STEPS = (*OPENING, *ENVELOPE, *BEHIND)
+SILENT = "3s"
+"""Silence of an upstream that is meant: a machine that stands still for a moment does not keep silent so long."""
 
 FAULTS: dict[str, Any] = {
     "drop": DROP,
@@ -39,7 +41,7 @@ async def test_a_session_that_breaks_off_loses_nothing(make_daemon: MakeDaemon, 
         fakes = {step: FakeUpstream({step: [FAULTS[fault]]}) for step in STEPS}
         for fake in fakes.values():
             await stack.enter_async_context(fake)
-        timeouts = dict.fromkeys(("greeting", "command", "dot"), "300ms" if fault == "silence" else "20s")
+        timeouts = dict.fromkeys(("greeting", "command", "dot"), SILENT if fault == "silence" else "20s")
         daemon = make_daemon(
             {
                 "upstreams": {step.lower(): smtp_upstream(fake, timeouts=timeouts) for step, fake in fakes.items()},
@@ -100,7 +102,7 @@ async def test_a_large_message_that_is_cut_short_is_not_taken_for_uncertain(
 
 async def test_silence_behind_the_dot_is_tried_again_and_marked_as_uncertain(make_daemon: MakeDaemon) -> None:
     async with FakeUpstream({"DOT": [SILENCE], "RCPT": [None, "450 4.2.1 later"]}) as upstream:
-        section = smtp_upstream(upstream, timeouts={"dot": "300ms"})
+        section = smtp_upstream(upstream, timeouts={"dot": SILENT})
         daemon = make_daemon({"upstreams": {"acme": section}, "retry": {"schedule": "200ms*"}})
         await daemon.start()
         number = await send_one(daemon.port, SENDER, "a@example.org")
@@ -114,7 +116,7 @@ async def test_silence_behind_the_dot_is_tried_again_and_marked_as_uncertain(mak
 
 async def test_silence_behind_the_dot_waits_for_an_operator(make_daemon: MakeDaemon) -> None:
     async with FakeUpstream({"DOT": [SILENCE, SILENCE]}) as upstream:
-        section = smtp_upstream(upstream, timeouts={"dot": "300ms"}, on_uncertain="hold")
+        section = smtp_upstream(upstream, timeouts={"dot": SILENT}, on_uncertain="hold")
         daemon = make_daemon({"upstreams": {"acme": section}, "retry": {"schedule": "100ms*"}})
         await daemon.start()
         first = await send_one(daemon.port, SENDER, "a@example.org")

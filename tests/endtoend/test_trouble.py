@@ -16,6 +16,7 @@ from tests.endtoend.client import send_one
 from tests.endtoend.conftest import MakeDaemon
 from tests.support.daemon import Daemon, smtp_upstream
 from tests.support.fake_upstream import DROP, RESET, SILENCE, FakeUpstream, Garble, server_context
+from tests.support.ports import free_port
 
 QUICK = {"relayd.delivery.gate:FIRST_PAUSE": 150, "relayd.delivery.gate:LONGEST_PAUSE": 300}
 PASSWORD = "canary-7f3e-password"
@@ -167,9 +168,9 @@ async def listening_later(port: int) -> AsyncIterator[FakeUpstream]:
 
 
 async def test_an_upstream_that_is_down_gets_its_mail_when_it_is_back(make_daemon: MakeDaemon) -> None:
-    async with FakeUpstream() as upstream:
-        section, port = smtp_upstream(upstream), upstream.port
-    daemon = make_daemon({"upstreams": {"acme": section}}, constants=QUICK)
+    upstream = FakeUpstream()
+    upstream.port = port = free_port()
+    daemon = make_daemon({"upstreams": {"acme": smtp_upstream(upstream)}}, constants=QUICK)
     await daemon.start()
     numbers = {await send_one(daemon.port, "app@example.com", f"{place}@example.org") for place in range(20)}
     deferred = await daemon.wait_for_event("deferred", count=3)
