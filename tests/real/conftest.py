@@ -29,6 +29,13 @@ SELECTORS = ("ed25519", "rsa")
 APP, APP_PASSWORD = "shop", "correct horse"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """As for tests/endtoend: whole stories with many processes take their time on a busy machine."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(400))
+
+
 @pytest.fixture(scope="session")
 def ca() -> trustme.CA:
     """Issues the certificates of Postfix and relayd."""

@@ -107,7 +107,6 @@ async def came_true(daemon: Daemon, ids: list[str], recipient: str, fate: Fate) 
 
 
 @pytest.mark.skipif(VACATION is None, reason="vacation is not installed (scripts/test installs it as root)")
-@pytest.mark.timeout(200)
 async def test_what_postfix_and_vacation_report(make_daemon: Any, remote: RemotePostfix) -> None:
     daemon: Daemon = make_daemon(returning(remote))
     await daemon.start()
