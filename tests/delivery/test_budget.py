@@ -21,7 +21,7 @@ from relayd.delivery import budget as budgets
 from relayd.delivery.allowance import shares_of
 from relayd.spool.filter import QueueFilter
 from tests.support.clock import START
-from tests.support.dispatching import LATER, NEVER, NO_LINE, TAKEN, World, until
+from tests.support.dispatching import LATER, NEVER, NO_LINE, PATIENCE, TAKEN, World, until
 from tests.support.limited import Provider
 
 MINUTE, DAY = 60_000, 86_400_000
@@ -336,7 +336,7 @@ async def test_an_idle_lane_hands_back_what_it_leased(world: World, monkeypatch:
         [usage] = await world.budgets.store.usages([messages(1000)])
         return usage.held, sum(count for _, count in usage.marks)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await held() != (0, 1):  # noqa: ASYNC110 - the sweep rings no bell
             await asyncio.sleep(0.01)
 

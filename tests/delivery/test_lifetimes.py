@@ -14,7 +14,7 @@ from relayd.core.lifecycle import WAITING, Act, OnUncertain, State
 from relayd.core.permits import Kind, Share, Window
 from relayd.spool.filter import QueueFilter
 from relayd.spool.store import Notice
-from tests.support.dispatching import LATER, NO_LINE, NOT_YOU, SILENCE, TAKEN, World, until
+from tests.support.dispatching import LATER, NO_LINE, NOT_YOU, PATIENCE, SILENCE, TAKEN, World, until
 
 DAY = 86_400
 
@@ -111,7 +111,7 @@ async def test_whatever_it_waits_for_it_ends(world: World, waits: Waits, state: 
         assert await world.steering.expire() == 0
     world.clock.advance(61)
     # what somebody has in hand at that moment, the next round meets
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await world.waiting():
             await world.steering.expire()
 

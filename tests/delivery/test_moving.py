@@ -14,7 +14,7 @@ from relayd.core.lifecycle import State
 from relayd.core.mail import Message
 from relayd.delivery import moving, rerouting, writing
 from relayd.spool.filter import QueueFilter
-from tests.support.dispatching import LATER, NO_LINE, SILENCE, World, until
+from tests.support.dispatching import LATER, NO_LINE, PATIENCE, SILENCE, World, until
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def test_a_window_that_is_smaller_than_the_backlog_moves_all_of_it(world: 
     world.dispatcher.wake_all()
     await until(lambda: world.watcher.paused_now.get("one", False) and world.watcher.paused_now.get("two", False))
     world.upstream("two").refuses = None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while await world.waiting():
             world.clock.advance(10)
             world.dispatcher.wake_all()

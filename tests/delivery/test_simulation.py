@@ -148,9 +148,13 @@ class Life:
         for upstream in self.world.upstreams.values():
             upstream.refuses = None
         async with asyncio.timeout(60):
-            while await self.world.waiting():
+            while waiting := await self.world.store.select(QueueFilter(), 10_000):
                 self.world.clock.advance(600)
-                await self.world.steering.act(Act.RELEASE, QueueFilter(), by="test")
+                # only these: what is claimed again and again comes to nobody's hand where the disk is slow
+                if held := frozenset(
+                    each.message.id for each in waiting if any(w.due is None for w in each.recipients)
+                ):
+                    await self.world.steering.act(Act.RELEASE, QueueFilter(ids=held), by="test")
                 self.world.look()
                 await asyncio.sleep(0.02)
         await until(lambda: self.world.dispatcher.in_hand() == 0)

@@ -20,7 +20,7 @@ from relayd.delivery.storm import MOST_KEYS, StormGuard, StormRule, Verdict, abo
 from relayd.spool import standings as rows
 from relayd.spool.standings import SuspensionKind
 from relayd.spool.state import StateDB, open_state, transact
-from tests.support.dispatching import TAKEN, World, until
+from tests.support.dispatching import PATIENCE, TAKEN, World, until
 
 
 def refusal(text: str, stage: Stage = Stage.RCPT) -> Outcome:
@@ -191,7 +191,7 @@ async def test_true_refusals_bounce_and_a_delivery_makes_them_bounce_at_once(wor
     await world.settled(lonely, state=State.BOUNCED)
     # a stale list among mail that arrives is no storm
     mixed = [await world.accept(f"no{n}@example.org", f"yes{n}@example.org") for n in range(60)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         for message in mixed:
             while await world.states(message) != [State.BOUNCED, State.DELIVERED]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

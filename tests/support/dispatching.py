@@ -35,8 +35,11 @@ from relayd.spool.store import Delivery, Settlement, Store, Waiting
 from tests.support.clock import Clock
 from tests.support.mail import CONTENT, make_message
 
+PATIENCE = 60.0
+"""Seconds after which something that does not come true fails the test: more than the slowest machine needs."""
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Let the loop run until something holds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the parts under test ring no bell for tests
@@ -326,7 +329,7 @@ class World:
 
     async def settled(self, *messages: MessageId, state: State = State.DELIVERED) -> None:
         """Wait until all recipients of these messages have a state."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             for message in messages:
                 while set(await self.states(message)) != {state}:  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
