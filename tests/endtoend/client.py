@@ -20,7 +20,13 @@ class Client:
         self.writer: asyncio.StreamWriter
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:
+            # cancelled while it waits: a transport that nobody closes fails whatever test runs when it is collected
+            if hasattr(self, "writer"):
+                self.writer.close()
+            raise
         return self
 
     async def __aexit__(
