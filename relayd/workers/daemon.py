@@ -25,6 +25,7 @@ from relayd.systemd import Notifier, feed_watchdog, inherited
 from relayd.workers.channel import read_memory
 from relayd.workers.examination import ExaminationError, examine
 from relayd.workers.orders import Handover, Orders, Report
+from relayd.workers.scheduling import interrupt_nobody
 from relayd.workers.supervisor import Supervisor, WorkerFailedError
 
 FAILED = 1
@@ -234,6 +235,7 @@ def run(
     program: str | None = None,
 ) -> int:
     """Serve until told to stop; the exit status. `staff` gets the sockets that listen already."""
+    interrupt_nobody()
     notifier, sockets = Notifier.from_environment(), inherited()
 
     async def work() -> int:
