@@ -127,7 +127,8 @@ async def _rounds(context: Context) -> Figures:
             for _ in context.rounds():
                 for _ in range(10):
                     meanwhile.append(await _one(daemon.port, context, "in the crowd"))
-                context.say(f"{len(meanwhile)} mails, {watch.peak / MIB:.0f} MiB")
+                if len(meanwhile) % 1000 == 0:
+                    context.say(f"{len(meanwhile):,} mails, {watch.peak / MIB:.0f} MiB")
         watch.stop()
         cap = before + WORKERS * (MEMORY * MIB + SPARE + LEAVING + SLACK) + connections * PER_CONNECTION
         context.promise(watch.peak <= cap, f"memory was {watch.peak / MIB:.0f} MiB, above {cap / MIB:.0f} MiB")
