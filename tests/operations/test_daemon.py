@@ -133,13 +133,13 @@ def mail_log(daemon: Running) -> list[str]:
     return [orjson.loads(line)["event"] for line in lines]
 
 
-def classes(daemon: Running) -> set[int]:
+def policies(daemon: Running) -> set[int]:
     """By which the kernel shares the processor among the daemon's processes."""
     workers = [worker["pid"] for worker in daemon.status()["workers"] if "pid" in worker]
     return {os.sched_getscheduler(pid) for pid in (daemon.process.pid, *workers)}
 
 
-def class_of_a_process_that_interrupts_nobody() -> int:
+def policy_of_a_process_that_interrupts_nobody() -> int:
     code = (
         "import os; from relayd.workers.scheduling import interrupt_nobody as f; f(); print(os.sched_getscheduler(0))"
     )
@@ -155,7 +155,7 @@ def test_a_mail_goes_through_and_everything_tells_of_it(start: Callable[..., Run
     until(lambda: 'relayd_delivered_total{upstream="sandbox"} 1.0' in daemon.get("/metrics"))
     assert f"relayd_workers {workers}.0" in daemon.get("/metrics")
     assert len(daemon.status()["workers"]) == workers
-    assert classes(daemon) == {class_of_a_process_that_interrupts_nobody()}
+    assert policies(daemon) == {policy_of_a_process_that_interrupts_nobody()}
     daemon.process.send_signal(signal.SIGTERM)
     daemon.hear("STOPPING=1")
     assert daemon.process.wait(60) == 0

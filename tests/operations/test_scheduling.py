@@ -1,15 +1,14 @@
-"""The class by which the kernel shares the processor: ours by default, and somebody's choice stays."""
+"""The scheduling policy: ours by default, and somebody's choice stays."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="classes to choose from are Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these policies are Linux's")
 
 ENTER = """
 import os, sys, threading
@@ -24,12 +23,12 @@ from relayd.workers.scheduling import interrupt_nobody
 
 
 def run(before: int, script: str) -> list[int]:
-    """The numbers that `script` prints in a process that begins in the class `before`; skips where that may not be."""
+    """The numbers that `script` prints in a process that begins with the policy `before`; skips where it may not."""
     done = subprocess.run(
         [sys.executable, "-c", ENTER + script, str(before)], check=False, capture_output=True, text=True, timeout=60
     )
     if done.returncode == 77:
-        pytest.skip("classes cannot be changed here")
+        pytest.skip("policies cannot be changed here")
     assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.split()]
 
@@ -46,7 +45,7 @@ os.execv(sys.executable, [sys.executable, "-c", "import os; print(os.sched_getsc
     assert run(os.SCHED_OTHER, script) == [os.SCHED_BATCH] * 3
 
 
-def test_a_class_that_somebody_chose_stays() -> None:
+def test_a_policy_that_somebody_chose_stays() -> None:
     assert run(os.SCHED_IDLE, "interrupt_nobody(); print(os.sched_getscheduler(0))") == [os.SCHED_IDLE]
 
 
@@ -59,8 +58,3 @@ interrupt_nobody()
 print(os.sched_getscheduler(0))
 """
     assert run(os.SCHED_OTHER, script) == [os.SCHED_OTHER]
-
-
-def test_the_unit_asks_for_what_its_filter_does_not_let_us_ask_for() -> None:
-    unit = (Path(__file__).parent.parent.parent / "systemd" / "relayd.service").read_text("utf-8")
-    assert "\nCPUSchedulingPolicy=batch\n" in unit

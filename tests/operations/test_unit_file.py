@@ -56,6 +56,10 @@ def test_systemd_follows_our_state_and_watches_the_event_loop() -> None:
     assert unit["KillMode"] == "mixed", "workers are told to drain by the supervisor, not killed with it"
 
 
+def test_it_asks_for_the_scheduling_policy_that_its_filter_does_not_let_relayd_ask_for() -> None:
+    assert service()["CPUSchedulingPolicy"] == "batch"
+
+
 def test_it_runs_without_privileges_but_for_low_ports() -> None:
     unit = service()
     assert unit["User"] == "relayd"
