@@ -5,6 +5,7 @@ A thread hop costs some 50 µs, so a commit is one hop, not one per statement.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,28 @@ T = TypeVar("T")
 class Connection(aiosqlite.Connection):
     """One database, one thread."""
 
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(self._connect_on_thread, iter_chunk_size=64)
+        self._open_database = connector
+        self._database: sqlite3.Connection | None = None
+
+    def _connect_on_thread(self) -> sqlite3.Connection:
+        self._database = self._open_database()
+        return self._database
+
+    def stop(self) -> asyncio.Future[None] | None:
+        """End the thread, behind all that was asked of it; the database is closed then, too.
+
+        aiosqlite itself closes only what the loop has heard of: who is cancelled while it opens would leave it to the
+        collector.
+        """
+        self._tx.put_nowait((None, self._close_on_thread))
+        return super().stop()
+
+    def _close_on_thread(self) -> None:
+        if self._database is not None:
+            self._database.close()
+
     async def run(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -30,7 +53,7 @@ class Connection(aiosqlite.Connection):
 
 async def open_writer(path: Path) -> Connection:
     """The one connection that writes to a segment. Raises sqlite3.Error."""
-    return await _opened(Connection(lambda: schema.connect(path), iter_chunk_size=64))
+    return await _opened(Connection(lambda: schema.connect(path)))
 
 
 async def open_reader(path: Path) -> Connection:
@@ -41,7 +64,7 @@ async def open_reader(path: Path) -> Connection:
         db.execute("PRAGMA query_only = ON")
         return db
 
-    return await _opened(Connection(connector, iter_chunk_size=64))
+    return await _opened(Connection(connector))
 
 
 async def _opened(connection: Connection) -> Connection:

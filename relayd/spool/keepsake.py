@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import aiosqlite
 import orjson
 import structlog
 
@@ -22,6 +21,7 @@ from relayd.core import headers
 from relayd.core.session import Outgoing
 from relayd.core.units import Millis
 from relayd.spool import files
+from relayd.spool.connection import Connection
 from relayd.spool.faults import is_damage
 from relayd.spool.joining import join
 
@@ -65,13 +65,6 @@ class NotKeptError(Exception):
     """There is no such file (nothing was kept yet), or no such mail in it."""
 
 
-class _Connection(aiosqlite.Connection):
-    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """One thread hop for a whole transaction."""
-        result: _T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
-        return result
-
-
 class Keepsakes:
     """The writing side: one connection of one worker."""
 
@@ -82,7 +75,7 @@ class Keepsakes:
         self._path = path
         self._durable = durable
         self._limits = (max_mails, max_octets)
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._inode = 0
         self._mending = asyncio.Lock()
 
@@ -95,7 +88,7 @@ class Keepsakes:
                 raise
             await self._begin_anew(error, None)
 
-    async def _begin_anew(self, error: Exception, broken: _Connection | None) -> None:
+    async def _begin_anew(self, error: Exception, broken: Connection | None) -> None:
         """What is kept here holds no mail up: a damaged file is set aside, for `relayd spool recover`."""
         async with self._mending:
             if self._connection is broken:
@@ -118,7 +111,7 @@ class Keepsakes:
     async def _open(self) -> None:
         # what can fail comes before or after connecting: aiosqlite does not wait for its thread when connecting fails
         await asyncio.to_thread(self._make_file)
-        connection = _Connection(lambda: sqlite3.connect(self._path, timeout=10, isolation_level=None), 64)
+        connection = Connection(lambda: sqlite3.connect(self._path, timeout=10, isolation_level=None))
         await connection
         try:
             await connection.run(_prepare)

@@ -145,7 +145,7 @@ class StateDB:
 
     async def open(self) -> None:
         """Open, and make what is missing. Raises StateError: unreadable, damaged, or of a newer schema."""
-        connection = Connection(lambda: _connect(self._path), iter_chunk_size=64)
+        connection = Connection(lambda: _connect(self._path))
         # a start that fails elsewhere must not leave a thread that keeps the process from ending
         connection._thread.daemon = True
         try:
