@@ -105,35 +105,23 @@ class Dovecot:
         own += "" if os.geteuid() == 0 else f"default_internal_group = {group}\n"
         own += f"imap_capability = {self._capabilities}\n" if self._capabilities else ""
         (self.directory / "dovecot.conf").write_text(f"""\
+{_before_2_4(self.directory, users) if _version() < (2, 4) else _since_2_4(self.directory, users)}
 base_dir = {self.directory}/run
 state_dir = {self.directory}/state
 log_path = {self.directory}/log
 auth_mechanisms = plain login
 auth_verbose = yes
 first_valid_uid = 1
+listen = 127.0.0.1
 protocols = imap
 ssl = yes
-ssl_cert = <{self.directory}/cert.pem
-ssl_key = <{self.directory}/cert.pem
-disable_plaintext_auth = no
-mail_location = mdbox:~/mail
 {own}
-passdb {{
-  driver = passwd-file
-  args = scheme=PLAIN username_format=%u {users}
-}}
-userdb {{
-  driver = passwd-file
-  args = username_format=%u {users}
-}}
 service imap-login {{
   chroot =
   inet_listener imap {{
-    address = 127.0.0.1
     port = {self.imap}
   }}
   inet_listener imaps {{
-    address = 127.0.0.1
     port = {self.imaps}
     ssl = yes
   }}
@@ -181,3 +169,47 @@ service anvil {{
     def logins(self) -> int:
         """How many logins there were so far."""
         return self.log.count("Login: user=")
+
+
+def _version() -> tuple[int, ...]:
+    assert PROGRAM is not None
+    said = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(number) for number in said.split()[0].split(".")[:2])
+
+
+def _before_2_4(directory: Path, users: Path) -> str:
+    return f"""\
+ssl_cert = <{directory}/cert.pem
+ssl_key = <{directory}/cert.pem
+disable_plaintext_auth = no
+mail_location = mdbox:~/mail
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {users}
+}}
+userdb {{
+  driver = passwd-file
+  args = username_format=%u {users}
+}}
+"""
+
+
+def _since_2_4(directory: Path, users: Path) -> str:
+    return f"""\
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+ssl_server_cert_file = {directory}/cert.pem
+ssl_server_key_file = {directory}/cert.pem
+auth_allow_cleartext = yes
+mail_driver = mdbox
+mail_path = ~/mail
+passdb passwd-file {{
+  passwd_file_path = {users}
+  default_password_scheme = PLAIN
+  auth_username_format = %{{user}}
+}}
+userdb passwd-file {{
+  passwd_file_path = {users}
+  auth_username_format = %{{user}}
+}}
+"""

@@ -184,6 +184,7 @@ class Postfix(Instance):
             "smtpd_tls_cert_file": self.directory / "cert.pem",
             "smtpd_tls_key_file": self.directory / "cert.pem",
             "smtpd_tls_auth_only": "yes",
+            "cyrus_sasl_config_path": str(self.config / "sasl"),  # Debian 12 looks there by itself, 13 does not
             "smtpd_sasl_auth_enable": "yes",
             "smtpd_sasl_local_domain": HOSTNAME,
             "smtpd_relay_restrictions": "permit_sasl_authenticated, reject",
