@@ -1,4 +1,4 @@
-"""aiosqlite's connection, given one more method: run a whole function on its thread.
+"""aiosqlite's connection: it runs a whole function on its thread, and is closed even if who opened it is gone.
 
 A thread hop costs some 50 µs, so a commit is one hop, not one per statement.
 """
