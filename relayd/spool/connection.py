@@ -9,7 +9,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, ParamSpec, Self, TypeVar, cast
 
 import aiosqlite
 
@@ -20,23 +20,32 @@ T = TypeVar("T")
 
 
 class Connection(aiosqlite.Connection):
-    """One database, one thread."""
+    """One database, one thread, which no process waits for at its end. Opened by `await`; raises what `connector` does.
+
+    aiosqlite itself closes only what the loop has heard of, and waits for no thread: who is cancelled while it opens
+    would leave an open file, beside which SQLite keeps the WAL, and a thread that speaks to a loop that may be closed.
+    """
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(self._connect_on_thread, iter_chunk_size=64)
+        self._thread.daemon = True
         self._open_database = connector
         self._database: sqlite3.Connection | None = None
+
+    async def _connect(self) -> Self:
+        try:
+            await super()._connect()
+        except BaseException:
+            await asyncio.to_thread(self._thread.join)
+            raise
+        return self
 
     def _connect_on_thread(self) -> sqlite3.Connection:
         self._database = self._open_database()
         return self._database
 
     def stop(self) -> asyncio.Future[None] | None:
-        """End the thread, behind all that was asked of it; the database is closed then, too.
-
-        aiosqlite itself closes only what the loop has heard of: who is cancelled while it opens would leave it to the
-        collector.
-        """
+        """End the thread, behind all that was asked of it; the database is closed then, too."""
         self._tx.put_nowait((None, self._close_on_thread))
         return super().stop()
 
@@ -53,7 +62,7 @@ class Connection(aiosqlite.Connection):
 
 async def open_writer(path: Path) -> Connection:
     """The one connection that writes to a segment. Raises sqlite3.Error."""
-    return await _opened(Connection(lambda: schema.connect(path)))
+    return await _opened(lambda: schema.connect(path))
 
 
 async def open_reader(path: Path) -> Connection:
@@ -64,11 +73,10 @@ async def open_reader(path: Path) -> Connection:
         db.execute("PRAGMA query_only = ON")
         return db
 
-    return await _opened(Connection(connector))
+    return await _opened(connector)
 
 
-async def _opened(connection: Connection) -> Connection:
-    # a segment that somebody forgets to close must not keep the process from ending
-    connection._thread.daemon = True
+async def _opened(connector: Callable[[], sqlite3.Connection]) -> Connection:
+    connection = Connection(connector)
     await connection
     return connection

@@ -109,7 +109,6 @@ class Keepsakes:
         return self._path.exists() and self._path.stat().st_ino == self._inode
 
     async def _open(self) -> None:
-        # what can fail comes before or after connecting: aiosqlite does not wait for its thread when connecting fails
         await asyncio.to_thread(self._make_file)
         connection = Connection(lambda: sqlite3.connect(self._path, timeout=10, isolation_level=None))
         await connection

@@ -5,7 +5,6 @@ Speaks in verbs, like the spool; what the facts mean is decided by those who ask
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import time
@@ -146,15 +145,9 @@ class StateDB:
     async def open(self) -> None:
         """Open, and make what is missing. Raises StateError: unreadable, damaged, or of a newer schema."""
         connection = Connection(lambda: _connect(self._path))
-        # a start that fails elsewhere must not leave a thread that keeps the process from ending
-        connection._thread.daemon = True
         try:
             await connection
-        except (sqlite3.Error, OSError, StateError) as error:
-            # aiosqlite tells its thread to end and doesn't wait: it would speak to a loop that may be closed by then
-            await asyncio.to_thread(connection._thread.join)
-            if isinstance(error, StateError):
-                raise
+        except (sqlite3.Error, OSError) as error:
             raise _cannot_open(self._path, error) from error
         self._connection = connection
 

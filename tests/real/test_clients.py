@@ -54,9 +54,9 @@ async def test_client(name: str, listener: str, relay: Daemon, postfix: Postfix,
         assert len(message.get_all(field) or []) == 1
     by_postfix, by_relayd = (" ".join(field.split()) for field in message.get_all("Received") or [])
     assert "(Postfix) with ESMTPSA" in by_postfix
-    words = ["ESMTP", "UTF8SMTP"] if name == "msmtp" else ["ESMTP"]  # a newer one says SMTPUTF8 with each mail
-    expected = "{}SA (TLSv1.3)" if listener == "submission" else "{} id"
-    assert any(f"(relayd {listener}) with {expected.format(word)}" in by_relayd for word in words)
+    word = "UTF8SMTP" if clients.says_smtputf8(name) else "ESMTP"
+    expected = f"with {word}SA (TLSv1.3)" if listener == "submission" else f"with {word} id"
+    assert f"(relayd {listener}) {expected}" in by_relayd
     assert_signed(mail.content, DOMAIN, SELECTORS, dns)
 
 

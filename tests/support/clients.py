@@ -63,6 +63,14 @@ def swaks(way: Way, letter: Letter) -> Done:
     return _run(command)
 
 
+def says_smtputf8(name: str) -> bool:
+    """Whether this client says SMTPUTF8 with each mail: msmtp does since 1.8.28 where it is offered."""
+    if name != "msmtp":
+        return False
+    said = subprocess.run(["msmtp", "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(number) for number in said.split()[2].split(".")) >= (1, 8, 28)
+
+
 def msmtp(way: Way, letter: Letter) -> Done:
     """The sendmail substitute of many servers."""
     lines = ["defaults", "account relay", f"host {way.host}", f"port {way.port}", f"from {letter.sender}", "timeout 30"]
