@@ -23,9 +23,12 @@ def main(argv: Sequence[str]) -> int:
         for name, module in MEASUREMENTS.items():
             sys.stdout.write(f"{name:12} {(module.__doc__ or '').partition(': ')[2].splitlines()[0]}\n")
         return 0
-    if argv and argv[0] in MEASUREMENTS:
-        return MEASUREMENTS[argv[0]].main(argv[1:])
-    return throughput.main(argv)
+    module, rest = (MEASUREMENTS[argv[0]], argv[1:]) if argv and argv[0] in MEASUREMENTS else (throughput, argv)
+    try:
+        return module.main(rest)
+    except RuntimeError as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 1
 
 
 if __name__ == "__main__":

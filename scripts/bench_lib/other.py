@@ -1,30 +1,53 @@
-"""Any other relay as a peer: a command that keeps running and takes mail on a port of the loopback."""
+"""Other relays as peers: those that `scripts/peers` knows how to start, or any command that takes mail on a port."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 from bench_lib.postfix import await_port
-from bench_lib.relays import Setup, end
+from bench_lib.relays import Setup, end, free_port
+
+_SCRIPTS = Path(__file__).parent.parent / "peers"
+SCRIPTED = ("exim", "haraka", "opensmtpd")
+
+
+def why_not_scripted(name: str) -> str | None:
+    """What keeps a peer of SCRIPTED from running here; None when nothing does."""
+    asked = subprocess.run([_SCRIPTS / name, "--check"], capture_output=True, text=True, check=False)
+    return asked.stderr.strip() or None
+
+
+def scripted(name: str, directory: Path, setup: Setup) -> Command:
+    """A peer of SCRIPTED. Raises RuntimeError when it does not start."""
+    port = free_port()
+    return Command(name, port, [str(_SCRIPTS / name), str(port), str(setup.sink), str(directory)])
+
+
+def given(case: str, directory: Path, setup: Setup) -> Command:
+    """NAME=PORT=COMMAND; `{sink}` is the upstream's port, `{directory}` one for its queue. Raises RuntimeError."""
+    name, port, command = case.split("=", 2)
+    command = command.replace("{sink}", str(setup.sink)).replace("{directory}", shlex.quote(str(directory)))
+    return Command(name, int(port), shlex.split(command))
 
 
 class Command:
-    """NAME=PORT=COMMAND; `{sink}` in the command is the upstream's port."""
+    """A command that keeps running and takes mail on a port of the loopback."""
 
-    def __init__(self, case: str, setup: Setup) -> None:
-        """Raises RuntimeError when nothing listens on the port within half a minute."""
-        self.name, port, command = case.split("=", 2)
-        self.port = int(port)
-        words = shlex.split(command.replace("{sink}", str(setup.sink)))
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    def __init__(self, name: str, port: int, words: Sequence[str]) -> None:
+        """Raises RuntimeError when it ends, or nothing listens on the port within half a minute."""
+        self.name, self.port = name, port
         try:
-            await_port(self.port)
-        except RuntimeError:
+            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        except OSError as error:
+            raise RuntimeError(f"{name}: {error}") from error
+        try:
+            await_port(port, self._process)
+        except RuntimeError as error:
             self.stop()
-            raise
+            raise RuntimeError(f"{name}: {error}") from error
 
     @property
     def pids(self) -> list[int]:

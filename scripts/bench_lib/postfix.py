@@ -160,10 +160,12 @@ class Postfix:
             raise RuntimeError(f"postfix {command}: {done.stdout}{done.stderr}")
 
 
-def await_port(port: int) -> None:
-    """Wait until something listens there. Raises RuntimeError after half a minute."""
+def await_port(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until something listens there. Raises RuntimeError after half a minute, or when the process has ended."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"ended with status {process.returncode} before it listened")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

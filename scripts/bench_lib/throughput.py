@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench_lib.measure import MemoryWatch, cpu_seconds, fsync_rate, network, trees
-from bench_lib.other import Command
+from bench_lib.other import SCRIPTED, given, scripted, why_not_scripted
 from bench_lib.postfix import Postfix, why_not
 from bench_lib.relays import KEYS, Relay, Relayd, Setup, certificate
 from bench_lib.tools import Load, OwnSink, PostfixSink, Sink, has_postfix_tools, own_source, postfix_source
@@ -38,15 +38,18 @@ class Result:
     lost: int
 
 
-PEERS = ("postfix", "postfix-opendkim")
+_POSTFIX = ("postfix", "postfix-opendkim")
+PEERS = (*_POSTFIX, *SCRIPTED)
 
 
 def start(case: str, directory: Path, setup: Setup) -> Relay:
     """The relay that a case measures. Raises RuntimeError when it does not start."""
-    if case in PEERS:
+    if case in _POSTFIX:
         return Postfix(directory, setup, dkim=case == "postfix-opendkim")
+    if case in SCRIPTED:
+        return scripted(case, directory, setup)
     if "=" in case:
-        return Command(case, setup)
+        return given(case, directory, setup)
     return Relayd(directory, replace(setup, sign=[] if case == "none" else case.split("+")))
 
 
@@ -169,11 +172,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         metavar="PEER",
         help=f"other relays, measured in the same turns: {', '.join(PEERS)}, or NAME=PORT=COMMAND for any other; in"
-        " its command {sink} is the port of the upstream",
+        " its command {sink} is the port of the upstream, {directory} one for its queue",
     )
     args = parser.parse_args(argv)
     for peer in args.peer:
-        _check_peer(parser, peer)
+        _check_peer(parser, args, peer)
     if args.tls and args.tool == "postfix":
         parser.error("smtp-source and smtp-sink speak no TLS: --tool own")
     args.tool = args.tool or ("postfix" if has_postfix_tools() and not args.tls else "own")
@@ -183,10 +186,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _check_peer(parser: argparse.ArgumentParser, peer: str) -> None:
+def _check_peer(parser: argparse.ArgumentParser, args: argparse.Namespace, peer: str) -> None:
     if peer in PEERS:
-        if reason := why_not(dkim=peer == "postfix-opendkim"):
+        reason = why_not_scripted(peer) if peer in SCRIPTED else why_not(dkim=peer == "postfix-opendkim")
+        if reason:
             parser.error(f"{peer}: {reason}")
+        if peer in SCRIPTED and args.tls:
+            parser.error(f"{peer}: not set up for TLS")
     elif peer.count("=") < 2 or not peer.split("=")[1].isdecimal():
         parser.error(f"{peer}: neither one of {', '.join(PEERS)} nor NAME=PORT=COMMAND")
 

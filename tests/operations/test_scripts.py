@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
+
 ROOT = Path(__file__).parent.parent.parent
 SHELL = [
     "scripts/run",
@@ -23,8 +25,31 @@ SHELL = [
     "scripts/profile",
     "scripts/torture",
     "scripts/lib/venv.sh",
+    "scripts/peers/exim",
+    "scripts/peers/haraka",
+    "scripts/peers/opensmtpd",
     ".ci/run",
 ]
+PASSING_ON = """
+import asyncio, pathlib, sys
+
+async def pass_on(reader, writer):
+    while octets := await reader.read(65536):
+        writer.write(octets)
+    writer.close()
+
+async def take(reader, writer):
+    upstream = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(pass_on(reader, upstream[1]), pass_on(upstream[0], writer))
+
+async def main():
+    assert pathlib.Path(sys.argv[3]).is_dir()
+    server = await asyncio.start_server(take, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+"""The simplest relay: it passes on what either side says."""
 MEASUREMENTS = [
     "--mails 40 --sign none --tls client upstream --workers 1",
     "recipients --mails 1 --recipients 30 --verp --workers 1",
@@ -140,17 +165,49 @@ def test_the_installer_refuses_what_it_does_not_know() -> None:
     assert "--root DIR" in answer.stderr
 
 
-@pytest.mark.parametrize("measurement", MEASUREMENTS)
-def test_a_measurement_sends_its_mail_and_prints_a_table(measurement: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench_lib", *measurement.split(), "--directory", str(tmp_path)]
-    answer = subprocess.run(
-        command,
+def bench(directory: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench_lib", *arguments, "--directory", str(directory)],
         check=False,
         cwd=ROOT / "scripts",
+        env=os.environ | environ,
         capture_output=True,
         text=True,
         timeout=100,
         stdin=subprocess.DEVNULL,
     )
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS)
+def test_a_measurement_sends_its_mail_and_prints_a_table(measurement: str, tmp_path: Path) -> None:
+    answer = bench(tmp_path, *measurement.split())
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "|---|" in answer.stdout
+
+
+def test_any_command_with_a_port_is_a_peer_and_gets_a_directory_of_its_own(tmp_path: Path) -> None:
+    relay = tmp_path / "relay.py"
+    relay.write_text(PASSING_ON)
+    port = free_port()
+    peer = f"own={port}={sys.executable} {relay} {port} {{sink}} {{directory}}"
+    answer = bench(tmp_path, "--mails", "20", "--warm-up", "0", "--tool", "own", "--sign", "--peer", peer)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert re.search(r"^\| own \|.*\| none \|$", answer.stdout, re.M)
+
+
+def test_a_peer_that_does_not_start_is_named_without_a_traceback(tmp_path: Path) -> None:
+    answer = bench(tmp_path, "--sign", "--peer", "broken=1=false {sink}")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "bench: broken: ended with status 1 before it listened\n"
+    answer = bench(tmp_path, "--sign", "--peer", "absent=1=/there/is/no/such-relay")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == "bench: absent: [Errno 2] No such file or directory: '/there/is/no/such-relay'\n"
+
+
+@pytest.mark.parametrize(("name", "variable"), [("exim", "EXIM"), ("haraka", "HARAKA"), ("opensmtpd", "SMTPD")])
+def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(
+    name: str, variable: str, tmp_path: Path
+) -> None:
+    answer = bench(tmp_path, "--peer", name, **{variable: "/there/is/no/such-relay"})
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert f"error: {name}: not installed ({variable}: " in answer.stderr
