@@ -6,6 +6,7 @@ A thread hop costs some 50 µs, so a commit is one hop, not one per statement.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ T = TypeVar("T")
 
 
 class Connection(aiosqlite.Connection):
-    """One database, one thread, which no process waits for at its end. Opened by `await`; raises what `connector` does.
+    """One database, one thread, for which no process waits once it is open. Opened by `await`, which may raise
+    whatever `connector` does.
 
     aiosqlite itself closes only what the loop has heard of, and waits for no thread: who is cancelled while it opens
     would leave an open file, beside which SQLite keeps the WAL, and a thread that speaks to a loop that may be closed.
@@ -35,8 +37,11 @@ class Connection(aiosqlite.Connection):
     async def _connect(self) -> Self:
         try:
             await super()._connect()
-        except BaseException:
-            await asyncio.to_thread(self._thread.join)
+        except (Exception, asyncio.CancelledError):
+            ended = asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+            while not ended.done():
+                with contextlib.suppress(asyncio.CancelledError):  # the first is raised below
+                    await asyncio.wait([ended])
             raise
         return self
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_lib.postfix import await_port
+from bench_lib.postfix import await_port, listens
 from bench_lib.relays import Setup, end, free_port
 
 _SCRIPTS = Path(__file__).parent.parent / "peers"
@@ -17,7 +17,7 @@ SCRIPTED = ("exim", "haraka", "opensmtpd")
 def why_not_scripted(name: str) -> str | None:
     """What keeps a peer of SCRIPTED from running here; None when nothing does."""
     asked = subprocess.run([_SCRIPTS / name, "--check"], capture_output=True, text=True, check=False)
-    return asked.stderr.strip() or None
+    return None if asked.returncode == 0 else asked.stderr.strip() or f"its check ended with {asked.returncode}"
 
 
 def scripted(name: str, directory: Path, setup: Setup) -> Command:
@@ -26,11 +26,21 @@ def scripted(name: str, directory: Path, setup: Setup) -> Command:
     return Command(name, port, [str(_SCRIPTS / name), str(port), str(setup.sink), str(directory)])
 
 
-def given(case: str, directory: Path, setup: Setup) -> Command:
-    """NAME=PORT=COMMAND; `{sink}` is the upstream's port, `{directory}` one for its queue. Raises RuntimeError."""
+def parse_command(case: str) -> tuple[str, int, list[str]]:
+    """The parts of NAME=PORT=COMMAND. Raises ValueError."""
     name, port, command = case.split("=", 2)
-    command = command.replace("{sink}", str(setup.sink)).replace("{directory}", shlex.quote(str(directory)))
-    return Command(name, int(port), shlex.split(command))
+    words = shlex.split(command)
+    if not words:
+        raise ValueError("no command")
+    return name, int(port), words
+
+
+def given(case: str, directory: Path, setup: Setup) -> Command:
+    """NAME=PORT=COMMAND; `{sink}` is the upstream's port, `{directory}` a place for its queue. Raises RuntimeError."""
+    name, port, words = parse_command(case)
+    return Command(
+        name, port, [word.replace("{sink}", str(setup.sink)).replace("{directory}", str(directory)) for word in words]
+    )
 
 
 class Command:
@@ -39,15 +49,17 @@ class Command:
     def __init__(self, name: str, port: int, words: Sequence[str]) -> None:
         """Raises RuntimeError when it ends, or nothing listens on the port within half a minute."""
         self.name, self.port = name, port
+        if listens(port):
+            raise RuntimeError(f"{name}: something else listens on port {port} already")
         try:
             self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         except OSError as error:
             raise RuntimeError(f"{name}: {error}") from error
         try:
             await_port(port, self._process)
-        except RuntimeError as error:
+        except BaseException:
             self.stop()
-            raise RuntimeError(f"{name}: {error}") from error
+            raise
 
     @property
     def pids(self) -> list[int]:

@@ -60,11 +60,11 @@ class Postfix:
         for path in (directory, *directory.parents):
             if path.stat().st_uid == os.geteuid() and path != Path("/"):
                 path.chmod(path.stat().st_mode | 0o711)
-        milter = self._start_milter() if dkim else None
-        self._write(setup, milter)
-        self._postfix("start")
-        await_port(self.port)
-        self.pid = int((directory / "queue" / "pid" / "master.pid").read_text())
+        try:
+            self._start(setup, dkim=dkim)
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def pids(self) -> list[int]:
@@ -80,6 +80,13 @@ class Postfix:
         deadline = time.monotonic() + 20
         while Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+
+    def _start(self, setup: Setup, *, dkim: bool) -> None:
+        milter = self._start_milter() if dkim else None
+        self._write(setup, milter)
+        self._postfix("start")
+        await_port(self.port)
+        self.pid = int((self._directory / "queue" / "pid" / "master.pid").read_text())
 
     def _write(self, setup: Setup, milter: int | None) -> None:
         for name in ("etc", "queue", "log"):
@@ -160,15 +167,20 @@ class Postfix:
             raise RuntimeError(f"postfix {command}: {done.stdout}{done.stderr}")
 
 
+def listens(port: int) -> bool:
+    """Whether something does on the loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def await_port(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
     """Wait until something listens there. Raises RuntimeError after half a minute, or when the process has ended."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
+        if listens(port):
+            return
         if process is not None and process.poll() is not None:
-            raise RuntimeError(f"ended with status {process.returncode} before it listened")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+            raise RuntimeError(f"{process.args[0]} ended with status {process.returncode} before it listened")
         time.sleep(0.05)
     raise RuntimeError(f"nothing listens on port {port}")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench_lib.measure import MemoryWatch, cpu_seconds, fsync_rate, network, trees
-from bench_lib.other import SCRIPTED, given, scripted, why_not_scripted
+from bench_lib.other import SCRIPTED, given, parse_command, scripted, why_not_scripted
 from bench_lib.postfix import Postfix, why_not
 from bench_lib.relays import KEYS, Relay, Relayd, Setup, certificate
 from bench_lib.tools import Load, OwnSink, PostfixSink, Sink, has_postfix_tools, own_source, postfix_source
@@ -172,9 +172,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         metavar="PEER",
         help=f"other relays, measured in the same turns: {', '.join(PEERS)}, or NAME=PORT=COMMAND for any other; in"
-        " its command {sink} is the port of the upstream, {directory} one for its queue",
+        " its command {sink} is the port of the upstream, {directory} a directory for its queue",
     )
     args = parser.parse_args(argv)
+    if args.directory:  # relays change theirs
+        args.directory = args.directory.absolute()
     for peer in args.peer:
         _check_peer(parser, args, peer)
     if args.tls and args.tool == "postfix":
@@ -193,8 +195,11 @@ def _check_peer(parser: argparse.ArgumentParser, args: argparse.Namespace, peer:
             parser.error(f"{peer}: {reason}")
         if peer in SCRIPTED and args.tls:
             parser.error(f"{peer}: not set up for TLS")
-    elif peer.count("=") < 2 or not peer.split("=")[1].isdecimal():
-        parser.error(f"{peer}: neither one of {', '.join(PEERS)} nor NAME=PORT=COMMAND")
+    else:
+        try:
+            parse_command(peer)
+        except ValueError as error:
+            parser.error(f"{peer}: neither one of {', '.join(PEERS)} nor NAME=PORT=COMMAND ({error})")
 
 
 def main(argv: Sequence[str]) -> int:

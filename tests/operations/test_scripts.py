@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -24,6 +26,7 @@ SHELL = [
     "scripts/bench",
     "scripts/profile",
     "scripts/torture",
+    "scripts/lib/peer.sh",
     "scripts/lib/venv.sh",
     "scripts/peers/exim",
     "scripts/peers/haraka",
@@ -195,13 +198,31 @@ def test_any_command_with_a_port_is_a_peer_and_gets_a_directory_of_its_own(tmp_p
     assert re.search(r"^\| own \|.*\| none \|$", answer.stdout, re.M)
 
 
-def test_a_peer_that_does_not_start_is_named_without_a_traceback(tmp_path: Path) -> None:
-    answer = bench(tmp_path, "--sign", "--peer", "broken=1=false {sink}")
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("false {sink}", "false ended with status 1 before it listened"),
+        ("/there/is/no/such-relay", "broken: [Errno 2] No such file or directory: '/there/is/no/such-relay'"),
+    ],
+)
+def test_a_peer_that_does_not_start_is_named_without_a_traceback(command: str, message: str, tmp_path: Path) -> None:
+    answer = bench(tmp_path, "--sign", "--peer", f"broken={free_port()}={command}")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (1, "", f"bench: {message}\n")
+
+
+def test_another_relay_on_the_port_of_a_peer_is_not_measured_instead(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = there.getsockname()[1]
+        answer = bench(tmp_path, "--sign", "--peer", f"own={port}=sleep 100")
     assert (answer.returncode, answer.stdout) == (1, "")
-    assert answer.stderr == "bench: broken: ended with status 1 before it listened\n"
-    answer = bench(tmp_path, "--sign", "--peer", "absent=1=/there/is/no/such-relay")
-    assert (answer.returncode, answer.stdout) == (1, "")
-    assert answer.stderr == "bench: absent: [Errno 2] No such file or directory: '/there/is/no/such-relay'\n"
+    assert answer.stderr == f"bench: own: something else listens on port {port} already\n"
+
+
+@pytest.mark.parametrize("peer", ["exin", "own=2525", "own=port=sleep 1", "own=2525=", "own=2525=sleep '1"])
+def test_what_is_no_peer_is_said_before_anything_is_measured(peer: str, tmp_path: Path) -> None:
+    answer = bench(tmp_path, "--peer", peer)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert f"error: {peer}: neither one of postfix, " in answer.stderr
 
 
 @pytest.mark.parametrize(("name", "variable"), [("exim", "EXIM"), ("haraka", "HARAKA"), ("opensmtpd", "SMTPD")])
@@ -211,3 +232,17 @@ def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(
     answer = bench(tmp_path, "--peer", name, **{variable: "/there/is/no/such-relay"})
     assert (answer.returncode, answer.stdout) == (2, "")
     assert f"error: {name}: not installed ({variable}: " in answer.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces are for root here")
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_whatever_a_peer_started_ends_with_its_script(end: signal.Signals, tmp_path: Path) -> None:
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    script = f'. scripts/lib/peer.sh; run_apart "" \'setsid sh -c "echo up; sleep 1000" >"$1" & wait\' {fifo}'
+    process = subprocess.Popen(["bash", "-euc", script], cwd=ROOT, start_new_session=True)
+    with fifo.open() as alive:
+        assert alive.readline() == "up\n"
+        process.send_signal(end)
+        assert alive.read() == ""  # its end: nobody holds the other side any more
+    process.wait(20)

@@ -25,10 +25,11 @@ async def test_what_was_opened_for_somebody_who_is_gone_is_closed(tmp_path: Path
     connection = Connection(connector)
     opening = asyncio.ensure_future(connection)
     await asyncio.to_thread(begun.wait)
-    opening.cancel()
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not opening.done()  # who waits for it may rely on its being closed
+    for _ in range(2):  # a stop may ask again
+        opening.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not opening.done()  # who waits for it may rely on its being closed
     may_open.set()
     with pytest.raises(asyncio.CancelledError):
         await opening
