@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,8 +25,12 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.write(f"{name:12} {(module.__doc__ or '').partition(': ')[2].splitlines()[0]}\n")
         return 0
     module, rest = (MEASUREMENTS[argv[0]], argv[1:]) if argv and argv[0] in MEASUREMENTS else (throughput, argv)
+    # whoever asks politely is answered like a Ctrl-C: what was started is stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return module.main(rest)
+    except KeyboardInterrupt:
+        return 130
     except RuntimeError as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench_lib.postfix import await_port, listens
-from bench_lib.relays import Setup, end, free_port
+from bench_lib.relays import Setup, end, free_port, stopped_unless_started
 
 _SCRIPTS = Path(__file__).parent.parent / "peers"
 SCRIPTED = ("exim", "haraka", "opensmtpd")
@@ -55,11 +55,8 @@ class Command:
             self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         except OSError as error:
             raise RuntimeError(f"{name}: {error}") from error
-        try:
+        with stopped_unless_started(self):
             await_port(port, self._process)
-        except BaseException:
-            self.stop()
-            raise
 
     @property
     def pids(self) -> list[int]:

@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench_lib.relays import Setup, free_port, write_key
+from bench_lib.relays import Setup, free_port, stopped_unless_started, write_key
 
 _SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
 _SERVICES = """\
@@ -60,11 +60,8 @@ class Postfix:
         for path in (directory, *directory.parents):
             if path.stat().st_uid == os.geteuid() and path != Path("/"):
                 path.chmod(path.stat().st_mode | 0o711)
-        try:
+        with stopped_unless_started(self):
             self._start(setup, dkim=dkim)
-        except BaseException:
-            self.stop()
-            raise
 
     @property
     def pids(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +88,8 @@ class Relayd:
                 stdout=log,
                 stderr=log,
             )
-        self._wait(self._directory / "relayd.log")
+        with stopped_unless_started(self):
+            self._wait(self._directory / "relayd.log")
         return time.monotonic() - began
 
     @property
@@ -103,7 +105,6 @@ class Relayd:
             if re.search(rb'"event":"ready"', log.read_bytes()):
                 return
             time.sleep(0.05)
-        self.stop()
         raise RuntimeError(f"relayd did not start:\n{log.read_text()[-2000:]}")
 
 
@@ -162,6 +163,16 @@ def write_key(path: Path, kind: str) -> None:
     path.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+
+
+@contextlib.contextmanager
+def stopped_unless_started(relay: Relay) -> Iterator[None]:
+    """Around what starts it: whatever ends that early, an interrupt too, leaves nothing running."""
+    try:
+        yield
+    except BaseException:
+        relay.stop()
+        raise
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -218,6 +218,21 @@ def test_another_relay_on_the_port_of_a_peer_is_not_measured_instead(tmp_path: P
     assert answer.stderr == f"bench: own: something else listens on port {port} already\n"
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_interrupted_leaves_nothing_running(end: signal.Signals, tmp_path: Path) -> None:
+    fifo = tmp_path / "alive"
+    os.mkfifo(fifo)
+    peer = f"own={free_port()}=sh -c 'exec >{fifo}; echo up; exec sleep 1000'"
+    command = [sys.executable, "-m", "bench_lib", "--directory", str(tmp_path), "--sign", "--peer", peer]
+    process = subprocess.Popen(command, cwd=ROOT / "scripts", stderr=subprocess.PIPE)
+    with fifo.open() as alive:
+        assert alive.readline() == "up\n"
+        process.send_signal(end)
+        assert alive.read() == ""  # its end: nobody holds the other side any more
+    assert process.communicate(timeout=20) == (None, b"")
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize("peer", ["exin", "own=2525", "own=port=sleep 1", "own=2525=", "own=2525=sleep '1"])
 def test_what_is_no_peer_is_said_before_anything_is_measured(peer: str, tmp_path: Path) -> None:
     answer = bench(tmp_path, "--peer", peer)
